@@ -1,0 +1,55 @@
+# What a person types. `make help` lists it.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# DVC runs `python stages/….py`: the environment's python has to be the first on PATH.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+.PHONY: env
+env: ## the virtual environment, with the pinned dependencies
+	@$(PYTHON) tools/make_env.py $(VENV)
+
+.PHONY: params
+params: env ## compose conf/ into params.yaml; ARGS="fleet=rtx40 export.opset=20"
+	@python -m diffusion_engines.compose $(ARGS)
+
+.PHONY: repro
+repro: env ## build, validate, benchmark and report the fleet; ARGS="model=sd14 fleet=rtx40"
+	@python -m diffusion_engines.repro $(ARGS)
+
+.PHONY: full
+full: env ## SD 1.4 at full size with synthetic weights, to TensorRT-RTX engines for Ada GPUs
+	@python -m diffusion_engines.repro model=sd14-synthetic fleet=rtx40 reference=short
+
+.PHONY: test
+test: env lint ## every test that needs no GPU and no full-size model
+	@python -m pytest -m "not gpu and not full" -n auto --dist loadfile
+
+.PHONY: test-full
+test-full: env ## full-size models: up to 24 GB of memory and half an hour
+	@python -m pytest -m full
+
+.PHONY: test-gpu
+test-gpu: env ## what needs an NVIDIA GPU
+	@python -m pytest -m gpu
+
+.PHONY: lint
+lint: env ## ruff and mypy
+	@ruff check src stages hydra_plugins tests tools
+	@ruff format --check src stages hydra_plugins tests tools
+	@mypy
+
+.PHONY: experiments
+experiments: env ## the table of experiments, with the columns that differ
+	@dvc exp show --no-pager --only-changed --drop '^(artifacts|conf|src|stages)' --drop Executor
+
+.PHONY: clean
+clean: ## remove what was built; the DVC cache stays
+	git clean -fdXq artifacts .pytest_cache .mypy_cache .ruff_cache

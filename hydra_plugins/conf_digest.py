@@ -1,0 +1,15 @@
+"""The resolver behind ``conf_digest: ${conf_digest:}`` in ``conf/config.yaml``.
+
+DVC imports the repository's ``hydra_plugins/`` when it composes ``conf/``, and Hydra imports it
+when it starts, so the resolver is there in both.
+"""
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from diffusion_engines.config import conf_digest
+
+OmegaConf.register_new_resolver(
+    "conf_digest", lambda: conf_digest(Path(__file__).parents[1] / "conf"), replace=True
+)

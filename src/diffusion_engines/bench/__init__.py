@@ -1,0 +1,1 @@
+"""Latency, memory and throughput, engines and PyTorch in one run."""

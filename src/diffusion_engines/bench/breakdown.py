@@ -1,0 +1,59 @@
+"""The latency breakdown of the PhotoRoom article, as distributions over repeated runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from diffusion_engines.runtime.sampling import Timings
+
+# In the order of the article's tables. `unet` and `scheduler_and_guidance` are the denoising loop.
+PHASES = (
+    "text_encoding",
+    "denoising_loop",
+    "unet",
+    "scheduler_and_guidance",
+    "vae_decoding",
+    "total",
+)
+
+
+def phase_milliseconds(timings: Timings) -> dict[str, float]:
+    """Return the milliseconds of each phase of one run; ``unet`` is the sum over all steps."""
+    seconds = {
+        "text_encoding": timings.text_encoding,
+        "denoising_loop": timings.denoising_loop,
+        "unet": sum(timings.unet),
+        "scheduler_and_guidance": timings.scheduler_and_guidance,
+        "vae_decoding": timings.vae_decoding,
+        "total": timings.total,
+    }
+    return {phase: seconds[phase] * 1e3 for phase in PHASES}
+
+
+def distribution(milliseconds: Sequence[float]) -> dict[str, float]:
+    """Return median, p90, p99, smallest and largest of repeated measurements."""
+    values = np.asarray(milliseconds, dtype=np.float64)
+    median, p90, p99 = np.percentile(values, [50, 90, 99])
+    return {
+        "median_ms": round(float(median), 3),
+        "p90_ms": round(float(p90), 3),
+        "p99_ms": round(float(p99), 3),
+        "min_ms": round(float(values.min()), 3),
+        "max_ms": round(float(values.max()), 3),
+    }
+
+
+def summarize(runs: Sequence[Timings]) -> dict[str, dict[str, float]]:
+    """Return the distribution of every phase, and of a single UNet call, over all runs."""
+    phases = [phase_milliseconds(run) for run in runs]
+    table = {phase: distribution([row[phase] for row in phases]) for phase in PHASES}
+    table["unet_call"] = distribution([s * 1e3 for run in runs for s in run.unet])
+    return table
+
+
+def rows(runner: str, summary: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Return a summary as rows of a table, for DVC's plots."""
+    return [{"runner": runner, "phase": phase, **values} for phase, values in summary.items()]

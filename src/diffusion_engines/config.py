@@ -1,0 +1,320 @@
+"""The sections of params.yaml as typed, frozen dataclasses.
+
+``conf/`` is composed into ``params.yaml``; a stage reads its sections from there through
+:func:`sections_from_config`. Everything wrong with them is reported at once, by full key, with the
+file to edit, before any work starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from diffusion_engines.errors import ConfigError
+
+_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Component = Literal["text_encoder", "unet", "vae_decoder"]
+SchedulerName = Literal["lms", "pndm", "euler", "dpmpp_2m", "ddim"]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PixelSize = Annotated[int, Field(gt=0, multiple_of=8)]
+Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+
+
+@dataclass(config=_STRICT)
+class Model:
+    """Where the weights come from (conf/model/)."""
+
+    name: str
+    source: Literal["hub", "local", "synthetic"]
+    # diffusers folder watched by DVC: the whole model for `local`, else its architecture JSONs
+    folder: str
+    repo: str | None
+    revision: str | None
+    seed: int  # of synthetic weights
+    dtype: Literal["fp32", "fp16"]  # in which synthetic weights are stored
+    parameters: dict[str, PositiveInt]  # per folder; checked after the download
+
+
+@dataclass(config=_STRICT)
+class Image:
+    """Size of the generated images, in pixels, and how many a call makes (conf/model/)."""
+
+    height: PixelSize
+    width: PixelSize
+    batch_size: PositiveInt
+    vae_scale_factor: PositiveInt  # pixels per latent, along an edge
+
+
+@dataclass(config=_STRICT)
+class Reference:
+    """The denoising runs that engines are compared on (conf/reference/)."""
+
+    prompts: Annotated[list[str], Field(min_length=1)]
+    negative_prompt: str
+    scheduler: SchedulerName
+    steps: PositiveInt
+    guidance_scale: Annotated[float, Field(ge=1.0)]
+    seed: int
+    frames: PositiveInt  # intermediate images of the first prompt, for the animation
+
+
+@dataclass(config=_STRICT)
+class Dynamic:
+    """Ranges `[min, max]` of the dimensions that an exported graph leaves open; null: fixed."""
+
+    batch_size: Range | None
+    height: Range | None
+    width: Range | None
+
+
+@dataclass(config=_STRICT)
+class Export:
+    """How components become ONNX graphs (conf/export/)."""
+
+    exporter: Literal["dynamo", "torchscript"]
+    opset: PositiveInt
+    patches: list[str]
+    dynamic: Dynamic
+
+
+@dataclass(config=_STRICT)
+class Simplify:
+    """onnxsim, and how much its result may differ numerically (conf/simplify/)."""
+
+    skipped_optimizers: list[str]
+    # relative L2 error between the graph before and after, by precision
+    rel_l2: dict[Precision, float]
+    seed: int
+
+
+@dataclass(config=_STRICT)
+class ExportItem:
+    """One component in one precision (conf/fleet/)."""
+
+    component: Component
+    weights: str  # the folder of artifacts/weights/ that it reads
+    precision: Precision
+
+
+@dataclass(config=_STRICT)
+class OnnxRuntimeBuild:
+    """Graph optimization of ONNX Runtime (conf/build/onnxruntime.yaml)."""
+
+    optimization_level: Literal["disabled", "basic", "extended", "all"]
+
+
+@dataclass(config=_STRICT)
+class OnnxRuntimeTarget:
+    """ONNX Runtime on the CPU, or on an NVIDIA GPU with onnxruntime-gpu."""
+
+    backend: Literal["onnxruntime"]
+    device: Literal["cpu", "cuda"]
+    build: OnnxRuntimeBuild
+
+
+@dataclass(config=_STRICT)
+class TensorRTRTXBuild:
+    """Builder settings of TensorRT-RTX (conf/build/tensorrt_rtx.yaml)."""
+
+    max_aux_streams: NonNegativeInt | None
+    tiling_optimization_level: Literal["none", "fast", "moderate", "full"]
+    profiling_verbosity: Literal["layer_names_only", "detailed", "none"]
+
+
+@dataclass(config=_STRICT)
+class TensorRTRTXTarget:
+    """TensorRT-RTX, ahead of time for the compute capabilities named; needs no GPU to build."""
+
+    backend: Literal["tensorrt_rtx"]
+    compute_capabilities: Annotated[list[str], Field(min_length=1)]
+    build: TensorRTRTXBuild
+
+
+Target = Annotated[OnnxRuntimeTarget | TensorRTRTXTarget, Field(discriminator="backend")]
+
+
+@dataclass(config=_STRICT)
+class Engine:
+    """One component built for one target (conf/fleet/)."""
+
+    target: str
+    backend: str  # that of the target, so that dvc.yaml can name the one module it depends on
+    component: Component
+    precision: Precision
+
+    @property
+    def onnx(self) -> str:
+        """The export that this engine is built from."""
+        return f"{self.component}-{self.precision}"
+
+
+@dataclass(config=_STRICT)
+class Gate:
+    """What a component's output may differ from the fp32 reference, at any timestep."""
+
+    rel_l2: Annotated[float, Field(gt=0)]
+    max_abs: Annotated[float, Field(gt=0)]
+    cosine: Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(config=_STRICT)
+class ImageGate:
+    """What a final image must reach beside the reference image: PSNR in dB, SSIM up to 1."""
+
+    psnr: float
+    ssim: Annotated[float, Field(le=1)]
+
+
+@dataclass(config=_STRICT)
+class Validate:
+    """Tolerances by component and precision (conf/validate/)."""
+
+    components: dict[Component, dict[Precision, Gate]]
+    images: dict[Precision, ImageGate]
+
+
+@dataclass(config=_STRICT)
+class Benchmark:
+    """The timed runs (conf/benchmark/)."""
+
+    prompt: str
+    scheduler: SchedulerName
+    steps: PositiveInt
+    guidance_scale: Annotated[float, Field(ge=1.0)]
+    seed: int
+    warmup: NonNegativeInt
+    repeats: PositiveInt
+    baseline_precision: Precision
+    baseline_autocast: bool  # as the article runs it; CUDA only
+
+
+@dataclass(config=_STRICT)
+class Measure:
+    """A target that is validated and benchmarked on this machine (conf/fleet/)."""
+
+
+SECTIONS: dict[str, Any] = {
+    "conf_digest": str,
+    "model": Model,
+    "image": Image,
+    "reference": Reference,
+    "export": Export,
+    "simplify": Simplify,
+    "validate": Validate,
+    "benchmark": Benchmark,
+    "exports": dict[str, ExportItem],
+    "targets": dict[str, Target],
+    "engines": dict[str, Engine],
+    "measure": dict[str, Measure],
+}
+
+# Where the keys of a section are written; those of a fleet and its targets carry names.
+_SECTION_FOLDERS = {
+    "image": "model",
+    "exports": "fleet",
+    "engines": "fleet",
+    "measure": "fleet",
+    "targets": "target",
+}
+
+
+def sections_from_config(config: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """Return the named sections of a composed config as typed values.
+
+    Raises:
+        ConfigError: lists every unknown key, wrong type and missing value of these sections.
+    """
+    sections: dict[str, Any] = {}
+    problems: list[str] = []
+    for name in names:
+        if name not in config:
+            problems.append(f"{name}: missing (write it in {_conf_file(name)})")
+            continue
+        try:
+            # As JSON: strict, yet it lets mappings be dataclasses.
+            text = json.dumps(config[name], default=str)
+            sections[name] = TypeAdapter(SECTIONS[name]).validate_json(text)
+        except ValidationError as error:
+            problems.extend(_describe(name, detail) for detail in error.errors(include_url=False))
+    if problems:
+        raise ConfigError(
+            f"{len(problems)} problem(s) in the configuration:\n  - " + "\n  - ".join(problems),
+            fix="edit the files named, then compose again with `make params`;\n"
+            "or correct the override on the command line",
+        )
+    return sections
+
+
+def params_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all sections, typed, and check that no other one is there.
+
+    Raises:
+        ConfigError: as :func:`sections_from_config`, or a section is unknown.
+    """
+    unknown = sorted(set(config) - set(SECTIONS))
+    if unknown:
+        raise ConfigError(
+            f"unknown section(s) in params.yaml: {', '.join(unknown)}",
+            expected=", ".join(sorted(SECTIONS)),
+            found=", ".join(unknown),
+            fix="remove them from conf/, then compose again with `make params`",
+        )
+    return sections_from_config(config, list(SECTIONS))
+
+
+def _describe(section: str, detail: Any) -> str:
+    # pydantic puts the tag of a union ("tensorrt_rtx") between the real keys
+    path = [part for part in detail["loc"] if not _is_union_tag(section, detail["loc"], part)]
+    key = ".".join(str(part) for part in (section, *path))
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    if detail["type"] == "unexpected_keyword_argument":
+        message = "unknown key"
+    elif detail["type"] in ("missing", "missing_argument"):
+        message = "missing"
+    else:
+        message += f", found {detail['input']!r}"
+    return f"{key}: {message} ({_conf_file(section, path)})"
+
+
+def _is_union_tag(section: str, loc: tuple[Any, ...], part: Any) -> bool:
+    return (
+        section == "targets"
+        and len(loc) > 1
+        and part == loc[1]
+        and part
+        in (
+            "onnxruntime",
+            "tensorrt_rtx",
+        )
+    )
+
+
+def _conf_file(section: str, path: list[Any] | None = None) -> str:
+    if section == "targets" and path:
+        if len(path) > 1 and path[1] == "build":
+            return "conf/build/"
+        return f"conf/target/{path[0]}.yaml"
+    return f"conf/{_SECTION_FOLDERS.get(section, section)}/"
+
+
+def conf_digest(conf: Path) -> str:
+    """Return a short digest of every YAML file below ``conf``, names and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(conf.rglob("*.yaml")):
+        digest.update(path.relative_to(conf).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def device_of(target: Target) -> str:
+    """Return the PyTorch device on which the engines of a target run."""
+    return target.device if isinstance(target, OnnxRuntimeTarget) else "cuda"

@@ -1,0 +1,59 @@
+"""The exceptions of this project: each says what was expected, what was found, and what to do.
+
+Stages end with exit status 1 and the text of one of these, never with a traceback, when the cause
+is something that a person can mend.
+"""
+
+from __future__ import annotations
+
+
+class DiffusionEnginesError(Exception):
+    """A failure with a known remedy.
+
+    Args:
+        problem: what failed, naming the file or the config key.
+        expected: what should have been there.
+        found: what was there.
+        fix: what to do about it, as a command wherever there is one.
+    """
+
+    def __init__(self, problem: str, *, expected: str = "", found: str = "", fix: str = "") -> None:
+        self.problem, self.expected, self.found, self.fix = problem, expected, found, fix
+        lines = [problem]
+        for label, text in (("expected", expected), ("found", found), ("fix", fix)):
+            if text:
+                indented = text.strip("\n").replace("\n", "\n            ")
+                lines.append(f"  {label + ':':<10}{indented}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(DiffusionEnginesError):
+    """A key of params.yaml is unknown, missing, of the wrong type, or contradicts another."""
+
+
+class WeightsError(DiffusionEnginesError):
+    """The weights cannot be had, are incomplete, damaged, or not of the architecture asked for."""
+
+
+class ExportError(DiffusionEnginesError):
+    """A component could not be written as the ONNX graph that was asked for."""
+
+
+class HardwareError(DiffusionEnginesError):
+    """This machine, or a library on it, cannot build or run what was asked for."""
+
+
+class BuildError(DiffusionEnginesError):
+    """A backend refused a graph or built something else than what was asked for."""
+
+
+class IntegrityError(DiffusionEnginesError):
+    """A file is not, byte for byte, the one that its manifest describes."""
+
+
+class FingerprintError(DiffusionEnginesError):
+    """An engine was built for another machine, or another library version, than this one."""
+
+
+class GateError(DiffusionEnginesError):
+    """An engine's output differs from the reference by more than its tolerance."""

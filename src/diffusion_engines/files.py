@@ -1,0 +1,184 @@
+"""Files that are either whole or absent, and folders that know what they should contain.
+
+Every stage writes into a folder beside the final place and renames it, so that a killed run leaves
+nothing that looks finished, and lists the SHA-256 of each file in ``manifest.json``, so that the
+next stage can tell a damaged file from a good one. DVC itself does not notice a corrupt file in
+its cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion_engines.errors import IntegrityError
+
+MANIFEST = "manifest.json"
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys, so that equal content has equal bytes and an equal hash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the same keys as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_json(path: Path, fix: str = "") -> Any:
+    """Read JSON.
+
+    Raises:
+        IntegrityError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise IntegrityError(
+            f"{path} does not exist", fix=fix or "run `dvc repro`, or `dvc pull` from a remote"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise IntegrityError(
+            f"{path} is not valid JSON",
+            found=str(error),
+            fix=fix or f"delete {path} and run `dvc repro` again",
+        ) from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``path`` when the block ends without an error.
+
+    The folder lives in ``.tmp`` two levels up rather than next to ``path``: DVC hashes parent
+    folders such as ``artifacts/bundles/cpu``, and must not see half of an output in them. What a
+    killed run left there is removed by the next run that writes to the same ``path``.
+    """
+    scratch = _scratch_root(path) / "--".join(path.parts[-3:])
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        if path.exists():
+            shutil.rmtree(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.replace(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch_root(path: Path) -> Path:
+    for parent in path.parents:
+        if parent.name == "artifacts":
+            return parent / ".tmp"
+    return path.parent / ".tmp"
+
+
+def write_manifest(folder: Path, kind: str, info: Mapping[str, Any]) -> None:
+    """Describe ``folder`` in its ``manifest.json``: ``info``, and each file's size and SHA-256."""
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": sha256_of_file(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / MANIFEST
+    }
+    write_json(folder / MANIFEST, {**info, "kind": kind, "files": files})
+
+
+def read_manifest(folder: Path, kind: str, *, verify: bool = True) -> dict[str, Any]:
+    """Return the manifest of ``folder`` after checking every file that it names.
+
+    Raises:
+        IntegrityError: the manifest is missing or describes something else than a ``kind``, or a
+            file is missing, truncated or altered.
+    """
+    remedy = (
+        f"remove the damaged copy and make it again: `rm -rf {folder}`, then `dvc repro`.\n"
+        "If it comes back damaged, the DVC cache holds the damage: add `--force` to that\n"
+        "`dvc repro`, or pull a good copy from a remote."
+    )
+    manifest = read_json(folder / MANIFEST)
+    if not (isinstance(manifest, dict) and isinstance(manifest.get("files"), dict)):
+        raise IntegrityError(
+            f"{folder / MANIFEST} is no manifest", expected="the files and their hashes", fix=remedy
+        )
+    if manifest.get("kind") != kind:
+        raise IntegrityError(
+            f"{folder} holds something else", expected=kind, found=str(manifest.get("kind"))
+        )
+    if verify:
+        for name, recorded in manifest["files"].items():
+            _verify_file(folder / name, recorded, remedy)
+    return manifest
+
+
+def _verify_file(path: Path, recorded: Mapping[str, Any], remedy: str) -> None:
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing", expected="as in manifest.json", fix=remedy)
+    if (size := path.stat().st_size) != recorded["bytes"]:
+        raise IntegrityError(
+            f"{path} has the wrong size",
+            expected=f"{recorded['bytes']} bytes",
+            found=f"{size} bytes",
+            fix=remedy,
+        )
+    if (digest := sha256_of_file(path)) != recorded["sha256"]:
+        raise IntegrityError(
+            f"{path} is damaged",
+            expected=f"sha256 {recorded['sha256']}",
+            found=f"sha256 {digest}",
+            fix=remedy,
+        )
+
+
+def copy_files(source: Path, destination: Path, *, skip: tuple[str, ...] = (MANIFEST,)) -> None:
+    """Copy the files of a folder; the kernel shares the blocks where the file system can."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and path.name not in skip:
+            target = destination / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _copy(path, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as src, target.open("wb") as dst:
+        remaining = source.stat().st_size
+        while remaining > 0:
+            try:
+                copied = os.copy_file_range(src.fileno(), dst.fileno(), remaining)
+            except (AttributeError, OSError):
+                break
+            if copied == 0:
+                break
+            remaining -= copied
+        if remaining:  # another file system, or not Linux
+            src.seek(0)
+            dst.seek(0)
+            dst.truncate()
+            shutil.copyfileobj(src, dst, 16 << 20)

@@ -1,0 +1,78 @@
+"""Where each stage writes, below the repository root; dvc.yaml names the same paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ARTIFACTS = Path("artifacts")
+
+CHECKED_CONF = ARTIFACTS / "checks" / "conf.json"
+WEIGHTS = ARTIFACTS / "weights"
+REFERENCE = ARTIFACTS / "reference"
+REPORT = ARTIFACTS / "report"
+MACHINE = ARTIFACTS / "fingerprints" / "machine.json"
+
+
+def weights(folder: str) -> Path:
+    """One folder of the diffusers model, e.g. ``unet`` or ``tokenizer``."""
+    return WEIGHTS / folder
+
+
+def export(key: str) -> Path:
+    """The graph as the exporter wrote it, e.g. of ``unet-fp16``."""
+    return ARTIFACTS / "exports" / key
+
+
+def onnx(key: str) -> Path:
+    """The graph that engines are built from: simplified (and later: quantized)."""
+    return ARTIFACTS / "onnx" / key
+
+
+def operators(key: str) -> Path:
+    """Operator counts before and after simplification."""
+    return ARTIFACTS / "operators" / key
+
+
+def fingerprint(target: str) -> Path:
+    """What builds for a target depend on beyond their inputs; tracked in git."""
+    return ARTIFACTS / "fingerprints" / f"{target}.json"
+
+
+def engine(target: str, component: str) -> Path:
+    """The engine of one component."""
+    return ARTIFACTS / "engines" / target / component
+
+
+def bundles(target: str) -> Path:
+    """All bundles of a target."""
+    return ARTIFACTS / "bundles" / target
+
+
+def bundle(target: str, component: str) -> Path:
+    """An engine that can be loaded from PyTorch, self-contained."""
+    return bundles(target) / component
+
+
+def validation(target: str) -> Path:
+    """Images of the engine pipeline and errors per timestep."""
+    return ARTIFACTS / "validation" / target
+
+
+def benchmark(target: str) -> Path:
+    """Latencies of every phase of every run."""
+    return ARTIFACTS / "benchmark" / target
+
+
+def metrics(stage: str, target: str) -> Path:
+    """The few numbers that ``dvc metrics show`` and ``dvc exp show`` print."""
+    return ARTIFACTS / "metrics" / stage / f"{target}.json"
+
+
+def plot(stage: str, target: str) -> Path:
+    """The table that ``dvc plots show`` draws."""
+    return ARTIFACTS / "plots" / stage / f"{target}.csv"
+
+
+def log(stage: str, key: str | None) -> Path:
+    """Time and memory of a stage, and the log of the tool that it ran."""
+    return ARTIFACTS / "logs" / stage / key if key else ARTIFACTS / "logs" / stage

@@ -1,0 +1,1 @@
+"""From PyTorch modules to checked, simplified ONNX graphs."""

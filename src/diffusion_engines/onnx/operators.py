@@ -1,0 +1,112 @@
+"""Count what a graph is made of: operators, bytes, multiply-accumulates."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import numpy_helper
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class GraphStatistics:
+    """What one graph consists of.
+
+    ``macs`` are the multiply-accumulates of Conv, Gemm and MatMul in one call; None where a shape
+    is open. ``bytes`` count the graph file and its external data.
+    """
+
+    operators: dict[str, int]
+    nodes: int
+    bytes: int
+    macs: int | None
+
+
+def graph_statistics(path: Path) -> GraphStatistics:
+    """Read the statistics of a graph on disk; its weights are not loaded."""
+    model = onnx.load(path, load_external_data=False)
+    operators = Counter(node.op_type for node in model.graph.node)
+    return GraphStatistics(
+        operators=dict(sorted(operators.items())),
+        nodes=len(model.graph.node),
+        bytes=sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
+        macs=_macs(model, path),
+    )
+
+
+def _macs(model: onnx.ModelProto, path: Path) -> int | None:
+    # Inferred on disk: in memory, shape inference would serialize the weights as well.
+    inferred = path.with_name(".inferred.onnx")
+    try:
+        onnx.shape_inference.infer_shapes_path(str(path), str(inferred), data_prop=True)
+        graph = onnx.load(inferred, load_external_data=False).graph
+    finally:
+        inferred.unlink(missing_ok=True)
+    shapes: dict[str, list[int]] = {i.name: list(i.dims) for i in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        shapes[value.name] = [
+            d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim
+        ]
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            shapes[node.output[0]] = list(numpy_helper.to_array(node.attribute[0].t).shape)
+    total = 0
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        try:
+            left, right = shapes[node.input[0]], shapes[node.input[1]]
+            out = shapes[node.output[0]]
+        except KeyError:
+            return None
+        if -1 in (*left, *right, *out):
+            return None
+        total += math.prod(out) * _reduced(node, left, right)
+    return total
+
+
+def _reduced(node: onnx.NodeProto, left: list[int], right: list[int]) -> int:
+    """The length of the dot product behind each output element."""
+    if node.op_type == "Conv":
+        return math.prod(right[1:])  # input channels per group, and the kernel
+    if node.op_type == "Gemm":
+        transposed = any(a.name == "transA" and a.i for a in node.attribute)
+        return left[0] if transposed else left[1]
+    return left[-1]
+
+
+def compare(before: GraphStatistics, after: GraphStatistics) -> dict[str, Any]:
+    """Return both statistics as plain data for a JSON file."""
+    return {"before": asdict(before), "after": asdict(after)}
+
+
+def render(before: GraphStatistics, after: GraphStatistics, title: str) -> str:
+    """Return the comparison as a table of text, most frequent operators first."""
+    table = Table(title=title)
+    table.add_column("operator")
+    for column in ("exported", "simplified"):
+        table.add_column(column, justify="right")
+    names = sorted(
+        {*before.operators, *after.operators},
+        key=lambda name: (-after.operators.get(name, 0), -before.operators.get(name, 0), name),
+    )
+    for name in names:
+        table.add_row(name, str(before.operators.get(name, 0)), str(after.operators.get(name, 0)))
+    table.add_section()
+    table.add_row("all operators", str(before.nodes), str(after.nodes))
+    table.add_row("megabytes", f"{before.bytes / 1e6:.1f}", f"{after.bytes / 1e6:.1f}")
+    table.add_row("giga MACs", *(_giga(statistics.macs) for statistics in (before, after)))
+    console = Console(width=64, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def _giga(macs: int | None) -> str:
+    return "open shape" if macs is None else f"{macs / 1e9:.3f}"

@@ -1,0 +1,125 @@
+"""The figures: where the time goes, and how the error develops along the trajectory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
+
+from diffusion_engines.report.collect import Benchmark, ComponentParity, Validation
+from diffusion_engines.report.text import number, words
+
+# The parts of the total, in the order in which they run; colours that print and colour-blind
+# readers can tell apart (Okabe and Ito).
+_PARTS = {
+    "text_encoding": "#56B4E9",
+    "unet": "#0072B2",
+    "scheduler_and_guidance": "#E69F00",
+    "vae_decoding": "#009E73",
+}
+_COMPONENTS = {"text_encoder": "#56B4E9", "unet": "#0072B2", "vae_decoder": "#009E73"}
+_RUNNERS = {"pytorch": "PyTorch", "engines": "engines"}
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a8f98",
+    "savefig.facecolor": "white",
+}
+
+
+def draw_breakdown(path: Path, benchmark: Benchmark) -> None:
+    """Draw the article's bar chart: median milliseconds of each phase, PyTorch and engines."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(8, 2.6), layout="constrained")
+        totals = {runner: benchmark.median(runner, "total") for runner in _RUNNERS}
+        for row, runner in enumerate(_RUNNERS):
+            left = 0.0
+            for part, colour in _PARTS.items():
+                value = benchmark.median(runner, part)
+                axes.barh(row, value, left=left, color=colour, label=words(part), height=0.58)
+                if value > 0.07 * max(totals.values()):
+                    axes.text(
+                        left + value / 2,
+                        row,
+                        number(value),
+                        color="white",
+                        ha="center",
+                        va="center",
+                    )
+                left += value
+            axes.text(left, row, f"  {number(totals[runner])} ms", va="center", weight="bold")
+        axes.set_yticks(range(len(_RUNNERS)), _RUNNERS.values())
+        axes.invert_yaxis()
+        axes.set_xlim(0, max(totals.values()) * 1.16)
+        axes.set_xlabel("milliseconds per run, median")
+        handles, labels = axes.get_legend_handles_labels()
+        unique = dict(zip(labels, handles, strict=True))
+        figure.legend(
+            unique.values(), unique.keys(), loc="outside upper center", ncols=4, frameon=False
+        )
+        _save(figure, path)
+
+
+def draw_parity(path: Path, validation: Validation, batches: int) -> None:
+    """Draw the relative L2 error of every call, with the tolerance of each component as a line.
+
+    The calls of all trajectories share an axis: the UNet's step within its trajectory.
+    """
+    with plt.rc_context(_STYLE):
+        parts = [part for part in validation.components if part.calls]
+        figure, all_axes = plt.subplots(
+            1, len(parts), figsize=(max(4.2, 3.1 * len(parts)), 2.8), layout="constrained"
+        )
+        low, high = _limits(parts)
+        for axes, part in zip([all_axes] if len(parts) == 1 else all_axes, parts, strict=True):
+            colour = _COMPONENTS.get(part.component, "#555555")
+            runs = batches if len(part.calls) % max(batches, 1) == 0 else 1
+            steps = len(part.calls) // runs
+            for run in range(runs):
+                values = part.calls[run * steps : (run + 1) * steps]
+                # A perfect match lies on the lower edge; a broken call is a cross on the upper.
+                drawn = [max(v, low) if math.isfinite(v) else math.nan for v in values]
+                axes.plot(range(1, steps + 1), drawn, color=colour, marker="o", ms=3, lw=1)
+                broken = [call for call, v in enumerate(values, 1) if not math.isfinite(v)]
+                if broken:
+                    style: Any = {"color": "#D55E00", "marker": "x", "ls": "", "clip_on": False}
+                    # Outside the axes, where the layout must not make room for it.
+                    axes.plot(broken, [high] * len(broken), in_layout=False, **style)
+            axes.axhline(part.gate["rel_l2"], color="#D55E00", ls="--", lw=1.2)
+            axes.text(
+                0.02,
+                part.gate["rel_l2"],
+                "tolerance",
+                color="#D55E00",
+                fontsize=8,
+                va="bottom",
+                transform=axes.get_yaxis_transform(),
+            )
+            axes.set_yscale("log")
+            axes.set_ylim(low, high)
+            axes.set_title(f"{words(part.component)}, {part.precision}", fontsize=10)
+            axes.set_xlabel("step" if part.component == "unet" else "call")
+            axes.set_xlim(0.5, steps + 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        figure.supylabel("relative L2 error", fontsize=10)
+        _save(figure, path)
+
+
+def _limits(parts: Sequence[ComponentParity]) -> tuple[float, float]:
+    """One range for all components, around every finite error and every tolerance."""
+    values = [v for part in parts for v in (*part.calls, part.gate["rel_l2"]) if 0 < v < math.inf]
+    return 10.0 ** math.floor(math.log10(min(values)) - 0.15), max(values) * 10**0.4
+
+
+def _save(figure: Any, path: Path) -> None:
+    # Without the library's version and the date, so that equal content has an equal hash.
+    figure.savefig(path, dpi=160, metadata={"Software": None})
+    plt.close(figure)

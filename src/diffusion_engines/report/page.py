@@ -1,0 +1,120 @@
+"""Write the report: one page that needs no server and no network, its figures, and a summary."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from diffusion_engines import config
+from diffusion_engines.files import write_json
+from diffusion_engines.report import text
+from diffusion_engines.report.collect import Engine, Report, collect
+from diffusion_engines.report.figures import draw_breakdown, draw_parity
+from diffusion_engines.report.images import amplified_difference, last_frame, write_trajectory
+
+_MIME = {".png": "image/png", ".gif": "image/gif"}
+
+
+def write_report(
+    folder: Path,
+    model: config.Model,
+    image: config.Image,
+    exports: Mapping[str, config.ExportItem],
+    engines: Mapping[str, config.Engine],
+    measure: Mapping[str, config.Measure],
+) -> None:
+    """Write ``index.html``, the figures, ``trajectory.gif`` and ``fleet.json`` into ``folder``.
+
+    Raises:
+        IntegrityError: something that the fleet must have is missing from artifacts/.
+    """
+    report = collect(model, image, exports, engines, measure)
+    figures: dict[str, Path] = {"trajectory": folder / "trajectory.gif"}
+    write_trajectory(figures["trajectory"], report.reference.frames, report.reference.frame_steps)
+    for target, benchmark in report.benchmarks.items():
+        figures[f"breakdown-{target}"] = folder / f"breakdown-{target}.png"
+        draw_breakdown(figures[f"breakdown-{target}"], benchmark)
+    for target, validation in report.validations.items():
+        figures[f"parity-{target}"] = folder / f"parity-{target}.png"
+        draw_parity(figures[f"parity-{target}"], validation, report.reference.batches)
+    write_json(folder / "fleet.json", fleet_summary(report))
+    (folder / "index.html").write_text(render(report, figures), encoding="utf-8")
+
+
+def render(report: Report, figures: Mapping[str, Path]) -> str:
+    """Return the page, with every picture inside it."""
+    loader = jinja2.PackageLoader("diffusion_engines", "report")
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["text"] = text
+    environment.globals["data_uri"] = data_uri
+    environment.globals["difference"] = amplified_difference
+    environment.globals["last_frame"] = last_frame
+    css, _, _ = loader.get_source(environment, "page.css")
+    return environment.get_template("page.html.j2").render(
+        report=report, figures=figures, css=css, parity=parity_text, status=engine_status
+    )
+
+
+def data_uri(picture: Path | bytes) -> str:
+    """Return a picture as a URI that holds it; bytes are PNG."""
+    if isinstance(picture, Path):
+        mime, data = _MIME[picture.suffix], picture.read_bytes()
+    else:
+        mime, data = "image/png", picture
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+
+
+def fleet_summary(report: Report) -> dict[str, Any]:
+    """Return what ``make repro`` prints at its end: a row per engine."""
+    return {
+        "model": report.model.name,
+        "synthetic": report.synthetic,
+        "engines": [
+            {
+                "name": engine.name,
+                "builder": engine.builder,
+                "precision": engine.precision,
+                "bytes": engine.bytes,
+                "build_seconds": engine.build_seconds,
+                "parity": parity_text(report, engine),
+                "speed": _speed_text(report, engine),
+            }
+            for engine in report.engines
+        ],
+    }
+
+
+def engine_status(report: Report, engine: Engine) -> str:
+    """Say whether an engine was run on this machine."""
+    measured = engine.target in report.validations or engine.target in report.benchmarks
+    return "measured on this machine" if measured else "built, not run here"
+
+
+def parity_text(report: Report, engine: Engine) -> str:
+    """Return an engine's worst error and whether it is within tolerance."""
+    if engine.target not in report.validations:
+        return "not run here"
+    for part in report.validations[engine.target].components:
+        if part.component == engine.component:
+            verdict = "ok" if part.passed else "MISSED"
+            return f"rel L2 {text.scientific(part.worst['rel_l2'])}, {verdict}"
+    return "not compared"
+
+
+def _speed_text(report: Report, engine: Engine) -> str:
+    if engine.target not in report.benchmarks:
+        return "not run here"
+    phases = {"unet": "unet_call", "text_encoder": "text_encoding", "vae_decoder": "vae_decoding"}
+    benchmark, phase = report.benchmarks[engine.target], phases[engine.component]
+    ours, theirs = benchmark.median("engines", phase), benchmark.median("pytorch", phase)
+    return f"{text.number(ours)} ms, {text.ratio(theirs, ours)} PyTorch"

@@ -1,0 +1,1 @@
+"""Networks, as PyTorch modules or as engines, and the denoising loop that runs them."""

@@ -1,0 +1,86 @@
+"""Put together the networks of a pipeline: engines where a target has them, PyTorch elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from diffusion_engines import layout
+from diffusion_engines.components import COMPONENTS
+from diffusion_engines.config import Engine
+from diffusion_engines.files import read_manifest
+from diffusion_engines.progress import step
+from diffusion_engines.runtime.bundle import load_bundle
+from diffusion_engines.runtime.networks import load_network, torch_dtype
+from diffusion_engines.runtime.sampling import Network
+
+
+@dataclass(frozen=True)
+class TorchNetwork:
+    """A PyTorch network that takes any floating-point input, as engines do."""
+
+    module: torch.nn.Module
+    dtype: torch.dtype
+    autocast: bool = False
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """Run the network; timesteps and token ids keep their dtype."""
+        cast = (t.to(self.dtype) if t.ndim > 2 else t for t in tensors)
+        device = next(self.module.parameters()).device.type
+        with torch.no_grad(), torch.autocast(device, torch.float16, enabled=self.autocast):
+            return self.module(*cast)
+
+
+def torch_networks(
+    precision: str,
+    device: str,
+    *,
+    weights: Path = layout.WEIGHTS,
+    names: Iterable[str] = tuple(COMPONENTS),
+    autocast: bool = False,
+) -> dict[str, Network]:
+    """Load components as PyTorch modules, after checking their files.
+
+    Raises:
+        IntegrityError: a weights file is damaged.
+    """
+    networks: dict[str, Network] = {}
+    for name in names:
+        spec = COMPONENTS[name]
+        with step(f"load {name} in PyTorch, {precision}"):
+            read_manifest(weights / spec.folder, "weights")
+            module = load_network(spec, weights / spec.folder, precision, device)
+        networks[name] = TorchNetwork(module, torch_dtype(precision), autocast)
+    return networks
+
+
+def engine_networks(target: str, names: Iterable[str], device: str) -> dict[str, Network]:
+    """Load the engines of a target.
+
+    Raises:
+        IntegrityError, FingerprintError, HardwareError: as of :func:`load_bundle`.
+    """
+    networks: dict[str, Network] = {}
+    for name in names:
+        with step(f"load engine {target}-{name}"):
+            networks[name] = load_bundle(layout.bundle(target, name), device)
+    return networks
+
+
+def engine_components(target: str, engines: Mapping[str, Engine]) -> dict[str, str]:
+    """Return the components that a target has engines for, with their precisions."""
+    return {e.component: e.precision for e in engines.values() if e.target == target}
+
+
+def target_networks(
+    target: str, components: Mapping[str, str], device: str, *, torch_precision: str = "fp32"
+) -> dict[str, Network]:
+    """Load a target's engines, and PyTorch networks for the components that it has none for."""
+    missing = [name for name in COMPONENTS if name not in components]
+    return {
+        **engine_networks(target, components, device),
+        **torch_networks(torch_precision, device, names=missing),
+    }

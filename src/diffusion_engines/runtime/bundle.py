@@ -1,0 +1,41 @@
+"""A bundle: an engine with a manifest, self-contained, checked before it is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion_engines.backends import backend
+from diffusion_engines.files import copy_files, read_manifest, write_manifest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def wrap_engine(engine: Path, folder: Path) -> None:
+    """Copy an engine into ``folder`` with everything that loading it elsewhere takes.
+
+    Raises:
+        IntegrityError: the engine is damaged.
+    """
+    manifest = read_manifest(engine, "engine")
+    copy_files(engine, folder)
+    info = {key: value for key, value in manifest.items() if key not in ("files", "kind")}
+    write_manifest(folder, "bundle", info)
+
+
+def load_bundle(folder: Path, device: str = "cpu") -> nn.Module:
+    """Return a bundle's engine as a module that runs on tensors of ``device``.
+
+    The hash of every file and then the fingerprint are compared first: the runtimes answer a
+    damaged or foreign engine with a crash.
+
+    Raises:
+        IntegrityError: a file is missing or altered.
+        FingerprintError: the engine was built for another machine or library version.
+        HardwareError: the backend's library or GPU is missing here.
+    """
+    manifest = read_manifest(folder, "bundle")
+    module = backend(manifest["backend"])
+    module.check_loadable(manifest)
+    return module.load(folder, manifest, device)

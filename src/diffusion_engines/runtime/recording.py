@@ -1,0 +1,141 @@
+"""Record what goes into and comes out of every network along real denoising trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from diffusion_engines.files import read_json, write_json
+from diffusion_engines.runtime.sampling import (
+    Model,
+    Network,
+    Settings,
+    decode,
+    initial_latents,
+    sample,
+)
+
+_SETTINGS = "settings.json"
+
+
+class Recorder:
+    """A network that keeps the inputs and the output of every call."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.calls: list[tuple[torch.Tensor, ...]] = []
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """Run the network and record the call."""
+        output = self.network(*tensors)
+        self.calls.append((*(t.detach().cpu().clone() for t in tensors), output.cpu().clone()))
+        return output
+
+    def save(self, path: Path) -> None:
+        """Write all calls: ``<call>.input_0 …`` and ``<call>.output_0``."""
+        tensors = {}
+        for index, (*inputs, output) in enumerate(self.calls):
+            for number, tensor in enumerate(inputs):
+                tensors[f"{index}.input_{number}"] = tensor.contiguous()
+            tensors[f"{index}.output_0"] = output.contiguous()
+        save_file(tensors, path)
+
+
+def recorded_calls(path: Path) -> list[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
+    """Return the inputs and the output of every recorded call, in order."""
+    tensors = load_file(path)
+    calls = []
+    for index in range(sum(name.endswith(".output_0") for name in tensors)):
+        names = sorted(n for n in tensors if n.startswith(f"{index}.input_"))
+        calls.append((tuple(tensors[n] for n in names), tensors[f"{index}.output_0"]))
+    return calls
+
+
+def prompt_batches(
+    prompts: list[str], seed: int, batch_size: int
+) -> list[tuple[list[str], list[int]]]:
+    """Split prompts into full batches with a seed each; the last one repeats its last prompt."""
+    batches = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        batch += [batch[-1]] * (batch_size - len(batch))
+        batches.append((batch, [seed + start + i for i in range(batch_size)]))
+    return batches
+
+
+def record_reference(
+    networks: Mapping[str, Network],
+    model: Model,
+    settings: Settings,
+    prompts: list[str],
+    folder: Path,
+    *,
+    seed: int,
+    batch_size: int,
+    frames: int,
+) -> None:
+    """Sample every prompt and write into ``folder`` all that engines are compared with.
+
+    ``<component>.safetensors`` hold the calls, ``latents.safetensors`` the initial noise and the
+    trajectory of each batch, ``images.safetensors`` the images in fp32, ``image-N.png`` and
+    ``frame-NN.png`` what a person looks at.
+    """
+    recorders = {name: Recorder(network) for name, network in networks.items()}
+    latents, images = {}, []
+    first: list[torch.Tensor] = []
+    for index, (batch, seeds) in enumerate(prompt_batches(prompts, seed, batch_size)):
+        noise = initial_latents(model, settings, seeds)
+        result = sample(recorders, model, settings, batch, noise, description=batch[0][:40])
+        latents[f"{index}.noise"] = noise
+        latents[f"{index}.trajectory"] = torch.stack(result.latents)
+        images.append(result.images)
+        first = first or [latent[:1] for latent in result.latents]
+    for name, recorder in recorders.items():
+        recorder.save(folder / f"{name}.safetensors")
+    save_file(latents, folder / "latents.safetensors")
+    all_images = torch.cat(images)[: len(prompts)].contiguous()
+    save_file({"images": all_images}, folder / "images.safetensors")
+    save_images(all_images, folder, "image")
+    chosen = np.linspace(0, len(first) - 1, min(frames, len(first))).round().astype(int)
+    # The batch that a network takes is fixed, so a frame fills it.
+    decoded = [
+        decode(networks["vae_decoder"], model, first[i].expand(batch_size, -1, -1, -1))[:1]
+        for i in chosen
+    ]
+    save_images(torch.cat(decoded), folder, "frame")
+    write_json(
+        folder / _SETTINGS,
+        {
+            "sampling": vars(settings),
+            "prompts": prompts,
+            "seed": seed,
+            "batch_size": batch_size,
+            "frame_steps": [int(i) for i in chosen],
+        },
+    )
+
+
+def load_settings(folder: Path) -> tuple[Settings, list[str], int, int]:
+    """Return settings, prompts, seed and batch size of a recorded reference."""
+    recorded = read_json(folder / _SETTINGS)
+    return (
+        Settings(**recorded["sampling"]),
+        recorded["prompts"],
+        recorded["seed"],
+        recorded["batch_size"],
+    )
+
+
+def save_images(images: torch.Tensor, folder: Path, stem: str) -> None:
+    """Write images (batch, 3, h, w) in [0, 1] as ``<stem>-00.png`` …; NaN becomes magenta."""
+    for index, image in enumerate(images):
+        broken = ~torch.isfinite(image).all(dim=0)
+        pixels = (image.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels = pixels.permute(1, 2, 0).contiguous()
+        pixels[broken] = torch.tensor([255, 0, 255], dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{stem}-{index:02d}.png")

@@ -1,0 +1,167 @@
+"""The runner of every script in ``stages/``: params.yaml to typed config to ``main``.
+
+A stage declares what it reads in a dataclass ``Config``; each field is a section of params.yaml
+(``params``: all of them), or a selector such as ``engine``, given on the command line as
+``+engine=rtx-unet``. It sees nothing else, so it cannot depend on a parameter that dvc.yaml does
+not track (``tests/pipeline/test_dvc_yaml.py`` compares the two).
+
+Hydra's command line works on every stage: overrides, ``--help``, ``--cfg job``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import signal
+import sys
+import traceback
+import typing
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from diffusion_engines import layout
+from diffusion_engines.config import SECTIONS, params_from_config, sections_from_config
+from diffusion_engines.errors import ConfigError, DiffusionEnginesError, HardwareError
+from diffusion_engines.files import write_json
+from diffusion_engines.progress import LOG
+
+# The command line argument that picks an item, and the section it is picked from. An export is
+# picked by `+onnx=`, because `export` is a section of its own.
+SELECTORS = {"onnx": "exports", "target": "targets", "engine": "engines"}
+
+_HYDRA_OVERRIDES = [
+    "hydra.run.dir=.",
+    "hydra.output_subdir=null",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+    "hydra/help=stage",
+]
+
+
+def stage(main: Callable[[Any], None]) -> Callable[[], None]:
+    """Make a script of ``main``, whose one argument is annotated with the stage's ``Config``."""
+
+    def run() -> None:
+        import hydra
+        from hydra.core.config_store import ConfigStore
+        from omegaconf import DictConfig, OmegaConf
+
+        _die_with_parent()
+        script = Path(sys.argv[0]).resolve()
+        os.chdir(script.parent.parent)
+        if not Path("params.yaml").is_file():
+            sys.exit("params.yaml does not exist\n  fix:      compose it with `make params`")
+        description = sys.modules[main.__module__].__doc__ or ""
+        ConfigStore.instance().store(
+            group="hydra/help", name="stage", node=_help_node(script, description)
+        )
+        sys.argv[1:1] = _HYDRA_OVERRIDES  # before options such as `--cfg job`
+
+        def run_with_config(config: DictConfig) -> None:
+            _run(main, script.stem, typing.cast(dict[str, Any], OmegaConf.to_container(config)))
+
+        hydra.main(version_base="1.3", config_path=str(Path.cwd()), config_name="params")(
+            run_with_config
+        )()
+
+    return run
+
+
+def _run(main: Callable[[Any], None], name: str, config: dict[str, Any]) -> None:
+    config_class = typing.get_type_hints(main)["cfg"]
+    try:
+        cfg, key = config_from_mapping(config_class, config)
+        main(cfg)
+        if LOG.steps:
+            write_json(layout.log(name, key) / "resources.json", LOG.steps)
+    except DiffusionEnginesError as error:
+        sys.exit(f"\n{name} failed: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(f"\n{name} failed: {_no_space(error)}")
+    except MemoryError:
+        sys.exit(
+            f"\n{name} failed: out of memory\n"
+            "  fix:      close other programs, or run this stage on a machine with more memory"
+        )
+    except Exception as error:  # a library's error that we know nothing better to say about
+        if not (space := _caused_by_full_disk(error)):
+            raise
+        traceback.print_exc()
+        sys.exit(f"\n{name} failed: {_no_space(space)}")
+
+
+def config_from_mapping(config_class: type[Any], config: dict[str, Any]) -> tuple[Any, str | None]:
+    """Return the stage's typed config and the key of the item that it works on, if any.
+
+    Raises:
+        ConfigError: a section is wrong, a selector is missing or names nothing that exists.
+    """
+    names = [field.name for field in fields(config_class)]
+    sections = sections_from_config(config, [name for name in names if name in SECTIONS])
+    values: dict[str, Any] = {}
+    key = None
+    for name in names:
+        if name in SECTIONS:
+            values[name] = sections[name]
+            continue
+        if name == "params":
+            values[name] = params_from_config(config)
+            continue
+        key = config.get(name)
+        known = sorted(config.get(SELECTORS[name], {}))
+        if key not in known:
+            raise ConfigError(
+                f"no such {name}: {key}" if key else f"which {name}?",
+                expected=f"+{name}= one of: {', '.join(known)}",
+                found=f"+{name}={key}" if key else "nothing",
+                fix=f"choose one of these, or add it to conf/fleet/ ({SELECTORS[name]})",
+            )
+        values[name] = key
+    return config_class(**values), key
+
+
+def _help_node(script: Path, description: str) -> dict[str, str]:
+    template = (
+        f"{description.strip()}\n\n"
+        f"Usage:  python stages/{script.name} [overrides]\n"
+        "Every key of params.yaml can be overridden (Hydra's grammar); `--cfg job` prints them.\n"
+    )
+    return {"app_name": script.stem, "header": "", "footer": "", "template": template}
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent (DVC's shell) is killed.
+
+    Without this, `kill -9` of dvc leaves the stage running, and the next `dvc repro` races with it.
+    """
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _caused_by_full_disk(error: BaseException | None) -> OSError | None:
+    """Find ENOSPC in an exception chain, or in the text of a native library's exception."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        if "No space left on device" in str(error):
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _no_space(error: OSError) -> HardwareError:
+    free = shutil.disk_usage(".").free
+    return HardwareError(
+        f"no space left on the disk{f' for {error.filename}' if error.filename else ''}",
+        found=f"{free / 1e9:.2f} GB free in {Path.cwd()}",
+        fix="free some space (`dvc gc --workspace` drops what no longer belongs to this\n"
+        "workspace), or move the cache to another disk: `dvc cache dir --local PATH`",
+    )

@@ -1,0 +1,168 @@
+"""Fill a diffusers model folder from the hub, from a local folder, or with random weights."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+from pathlib import Path
+
+from diffusion_engines.components import COMPONENTS
+from diffusion_engines.errors import ConfigError, WeightsError
+
+# What a text-to-image pipeline needs of a diffusers folder. Safetensors only: the pickles beside
+# them can run code when they are loaded. Variants such as `*.fp16.safetensors` are left out.
+WANTED = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/*",
+    "*/config.json",
+    "unet/diffusion_pytorch_model.safetensors*",
+    "unet/diffusion_pytorch_model-*-of-*.safetensors",
+    "vae/diffusion_pytorch_model.safetensors*",
+    "vae/diffusion_pytorch_model-*-of-*.safetensors",
+    "text_encoder/model.safetensors*",
+    "text_encoder/model-*-of-*.safetensors",
+)
+FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+def copy_from_hub(repo: str, revision: str, destination: Path) -> None:
+    """Download one commit of a hub repository; what was fetched before a stop is kept.
+
+    The token comes from the environment (``HF_TOKEN``, or the hub's own login) and is handled by
+    huggingface_hub alone.
+
+    Raises:
+        WeightsError: the hub cannot be reached, or it has no such commit, or it asks for a token.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    where = f"{repo} at {revision}"
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            repo, revision=revision, allow_patterns=list(WANTED)
+        )
+    except errors.GatedRepoError as error:
+        raise WeightsError(
+            f"the hub does not give out {where}",
+            expected="an account that has accepted the model's licence",
+            found="no token, or one of another account",
+            fix="accept the licence on the model's page, then `export HF_TOKEN=…`",
+        ) from error
+    except (
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.HFValidationError,
+    ) as error:
+        raise WeightsError(
+            f"the hub has no {where}",
+            found=type(error).__name__,
+            fix="check model.repo and model.revision (a full commit hash) in conf/model/;\n"
+            "a private repository needs `export HF_TOKEN=…`",
+        ) from error
+    except Exception as error:
+        if not _is_network(error):
+            raise
+        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise WeightsError(
+                f"the hub does not give out {where}",
+                expected="a valid token, of an account that may read the model",
+                found=f"HTTP {error.response.status_code}",
+                fix="`export HF_TOKEN=…` with another token; for a public model, `unset HF_TOKEN`",
+            ) from error
+        raise WeightsError(
+            f"the hub could not be reached for {where}",
+            found=": ".join([type(error).__name__, *str(error).splitlines()[:1]]),
+            fix="check the network, a proxy, or HF_ENDPOINT if you use a mirror, and run again:\n"
+            "what was already fetched is kept. Without a hub: model.source=local with the folder\n"
+            "of a downloaded model, or `dvc pull artifacts/weights` from a remote",
+        ) from error
+    _copy_wanted(Path(snapshot), destination)
+
+
+def _is_network(error: Exception) -> bool:
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, OSError):  # of this machine, such as a full disk, or of huggingface_hub
+        return error.errno is None
+    # A transfer that breaks off ends with an exception of the hub's HTTP library, which changes.
+    return any(cls.__module__.split(".")[0] in ("httpx", "httpx2") for cls in type(error).__mro__)
+
+
+def copy_from_folder(source: Path, destination: Path) -> None:
+    """Copy what a pipeline needs of a local diffusers folder.
+
+    Raises:
+        WeightsError: the folder is missing or is no diffusers folder.
+    """
+    if not (source / "model_index.json").is_file():
+        raise WeightsError(
+            f"{source} is no diffusers model folder",
+            expected=f"model_index.json and the folders {', '.join(FOLDERS)}",
+            found="nothing" if not source.is_dir() else _listing(source),
+            fix="correct model.folder in conf/model/; a single-file checkpoint becomes such a\n"
+            "folder with diffusers' StableDiffusionPipeline.from_single_file(…).save_pretrained(…)",
+        )
+    _copy_wanted(source, destination)
+
+
+def _copy_wanted(source: Path, destination: Path) -> None:
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source).as_posix()
+        if path.is_file() and any(fnmatch.fnmatch(name, pattern) for pattern in WANTED):
+            target = destination / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def fill_with_random_weights(
+    architecture: Path, destination: Path, *, seed: int, dtype: str
+) -> None:
+    """Write seeded random weights of exactly the architecture whose JSONs a folder holds.
+
+    Latency, memory, file sizes and operator counts are those of the real model; the pictures are
+    not. Everything made from them is labelled synthetic.
+    """
+    import torch
+
+    from diffusion_engines.runtime.networks import load_architecture, network_class, torch_dtype
+
+    copy_from_folder(architecture, destination)
+    default_dtype = torch.get_default_dtype()
+    for spec in COMPONENTS.values():
+        folder = destination / spec.folder
+        config = load_architecture(folder)
+        cls = network_class(spec)
+        torch.set_default_dtype(torch_dtype(dtype))  # never holds a second, wider copy
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                if spec.library == "transformers":
+                    network = cls(cls.config_class.from_dict(config))
+                else:
+                    network = cls.from_config(config)
+        finally:
+            torch.set_default_dtype(default_dtype)
+        network.save_pretrained(folder, safe_serialization=True, max_shard_size="5GB")
+
+
+def check_scale_factor(folder: Path, expected: int) -> None:
+    """Compare ``image.vae_scale_factor`` with the VAE: each of its levels but one halves an edge.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    levels = len(json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"])
+    if (found := 2 ** (levels - 1)) != expected:
+        raise ConfigError(
+            "image.vae_scale_factor does not fit the model's VAE (conf/model/)",
+            expected=str(found),
+            found=str(expected),
+            fix=f"set image.vae_scale_factor to {found}",
+        )
+
+
+def _listing(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "an empty folder"

@@ -1,0 +1,44 @@
+"""Time a target's engines and PyTorch in one run: latency by phase, memory, throughput.
+
+Select it with `+target=cpu`.
+
+Reads   artifacts/bundles/<target>/, artifacts/weights/, artifacts/fingerprints/machine.json
+Writes  artifacts/benchmark/<target>/benchmark.json
+        artifacts/metrics/benchmark/<target>.json, artifacts/plots/benchmark/<target>.csv
+"""
+
+from dataclasses import dataclass
+
+from diffusion_engines import config, layout
+from diffusion_engines.bench.compare import benchmark_target
+from diffusion_engines.files import new_folder
+from diffusion_engines.runtime.assemble import engine_components
+from diffusion_engines.stage import stage
+
+
+@dataclass(frozen=True)
+class Config:
+    target: str
+    engines: dict[str, config.Engine]
+    targets: dict[str, config.Target]
+    benchmark: config.Benchmark
+    image: config.Image
+
+
+@stage
+def main(cfg: Config) -> None:
+    with new_folder(layout.benchmark(cfg.target)) as folder:
+        benchmark_target(
+            cfg.target,
+            engine_components(cfg.target, cfg.engines),
+            cfg.benchmark,
+            cfg.image,
+            folder,
+            layout.metrics("benchmark", cfg.target),
+            layout.plot("benchmark", cfg.target),
+            device=config.device_of(cfg.targets[cfg.target]),
+        )
+
+
+if __name__ == "__main__":
+    main()

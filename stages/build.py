@@ -1,0 +1,62 @@
+"""Build the engine of one component for one target.
+
+Select it with `+engine=rtx-unet`.
+
+Reads   artifacts/onnx/<component>-<precision>/, artifacts/fingerprints/<target>.json
+Writes  artifacts/engines/<target>/<component>/: the engine and manifest.json
+        artifacts/logs/build/<engine>/: what the builder printed
+"""
+
+from dataclasses import asdict, dataclass
+
+from diffusion_engines import config, layout
+from diffusion_engines.backends import backend, check_precision
+from diffusion_engines.files import new_folder, read_manifest, write_manifest
+from diffusion_engines.onnx.graph import MODEL
+from diffusion_engines.progress import step
+from diffusion_engines.stage import stage
+
+
+@dataclass(frozen=True)
+class Config:
+    engine: str
+    engines: dict[str, config.Engine]
+    targets: dict[str, config.Target]
+
+
+@stage
+def main(cfg: Config) -> None:
+    engine = cfg.engines[cfg.engine]
+    target = cfg.targets[engine.target]
+    module = backend(target.backend)
+    check_precision(cfg.engine, engine.precision, target.backend)
+    # Raises where this machine cannot build for the target and only has the record of one.
+    fingerprint = module.fingerprint(target)
+    source = layout.onnx(engine.onnx)
+    with step(f"check the files of {engine.onnx}"):
+        graph = read_manifest(source, "onnx")
+    with new_folder(layout.engine(engine.target, engine.component)) as folder:
+        with step(f"build {cfg.engine} with {target.backend}"):
+            result = module.build(source / MODEL, folder, target, graph["inputs"], engine.precision)
+        log = layout.log("build", cfg.engine)
+        log.mkdir(parents=True, exist_ok=True)
+        (log / "build.log").write_text(result.log + "\n")
+        info = {
+            "name": cfg.engine,
+            "target": engine.target,
+            "backend": target.backend,
+            "builder": result.builder,
+            "settings": asdict(target),
+            "fingerprint": fingerprint,
+            "engine": result.engine,
+            "layers": result.layers,
+            "dtypes": result.precisions,
+            "onnx": {key: value for key, value in graph.items() if key != "kind"},
+        }
+        for key in ("component", "precision", "inputs", "model", "synthetic"):
+            info[key] = graph[key]
+        write_manifest(folder, "engine", info)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Get the weights: from the hub at a pinned commit, from a local folder, or random (synthetic).
+
+Reads   model.folder (the local model, or the architecture's JSONs), the hub
+Writes  artifacts/weights/, a diffusers folder in safetensors with a manifest per subfolder
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_engines import config, layout
+from diffusion_engines.components import COMPONENTS
+from diffusion_engines.errors import ConfigError
+from diffusion_engines.files import new_folder, write_manifest
+from diffusion_engines.progress import step
+from diffusion_engines.stage import stage
+from diffusion_engines.weights import sources
+from diffusion_engines.weights.check import check_parameters, count_parameters, weight_files
+
+
+@dataclass(frozen=True)
+class Config:
+    model: config.Model
+    image: config.Image
+
+
+@stage
+def main(cfg: Config) -> None:
+    model = cfg.model
+    with new_folder(layout.WEIGHTS) as folder:
+        fill(model, folder)
+        sources.check_scale_factor(folder, cfg.image.vae_scale_factor)
+        origin = {
+            "model": model.name,
+            "source": model.source,
+            "repo": model.repo if model.source == "hub" else None,
+            "revision": model.revision if model.source == "hub" else None,
+            "synthetic": model.source == "synthetic",
+            "seed": model.seed if model.source == "synthetic" else None,
+        }
+        networks = {spec.folder for spec in COMPONENTS.values()}
+        for name in sources.FOLDERS:
+            info: dict[str, object] = dict(origin)
+            if name in networks:
+                with step(f"check the weights of {name}"):
+                    parameters = count_parameters(folder / name)
+                check_parameters(name, model.parameters.get(name), parameters)
+                info["parameters"] = parameters
+            write_manifest(folder / name, "weights", info)
+
+
+def fill(model: config.Model, folder: Path) -> None:
+    if model.source == "hub":
+        if not (model.repo and model.revision):
+            raise ConfigError("model.repo and model.revision are needed for the hub (conf/model/)")
+        with step(f"download {model.repo}"):
+            sources.copy_from_hub(model.repo, model.revision, folder)
+    elif model.source == "local":
+        for spec in COMPONENTS.values():
+            list(weight_files(Path(model.folder) / spec.folder))  # fails before the copy starts
+        with step(f"copy {model.folder}"):
+            sources.copy_from_folder(Path(model.folder), folder)
+    else:
+        with step(f"random weights of {model.name}, seed {model.seed}"):
+            sources.fill_with_random_weights(
+                Path(model.folder), folder, seed=model.seed, dtype=model.dtype
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Write one component in one precision as an ONNX graph, patched where the exporter needs it.
+
+Select it with `+onnx=unet-fp16`.
+
+Reads   artifacts/weights/<folder of the component>/
+Writes  artifacts/exports/<onnx>/: model.onnx, model.onnx.data, manifest.json
+"""
+
+from dataclasses import asdict, dataclass
+
+from diffusion_engines import config, layout
+from diffusion_engines.components import COMPONENTS
+from diffusion_engines.files import new_folder, read_manifest, write_manifest
+from diffusion_engines.onnx.export import export_module
+from diffusion_engines.onnx.versions import exporter_versions
+from diffusion_engines.progress import step
+from diffusion_engines.runtime.networks import load_architecture, load_network
+from diffusion_engines.stage import stage
+
+
+@dataclass(frozen=True)
+class Config:
+    onnx: str
+    exports: dict[str, config.ExportItem]
+    export: config.Export
+    image: config.Image
+
+
+@stage
+def main(cfg: Config) -> None:
+    item = cfg.exports[cfg.onnx]
+    spec = COMPONENTS[item.component]
+    weights = layout.weights(item.weights)
+    with step(f"load {cfg.onnx}"):
+        origin = read_manifest(weights, "weights")
+        architecture = load_architecture(weights)
+        module = load_network(spec, weights, item.precision)
+    inputs = spec.inputs(architecture, cfg.image, cfg.export.dynamic)
+    with new_folder(layout.export(cfg.onnx)) as folder:
+        with step(f"export with {cfg.export.exporter}, opset {cfg.export.opset}"):
+            export_module(
+                module,
+                inputs,
+                folder,
+                precision=item.precision,
+                exporter=cfg.export.exporter,
+                opset=cfg.export.opset,
+                patches=cfg.export.patches,
+                vocabulary=architecture.get("vocab_size", 0),
+            )
+        info = {
+            "name": cfg.onnx,
+            "component": item.component,
+            "precision": item.precision,
+            "inputs": [asdict(value) for value in inputs],
+            "exporter": cfg.export.exporter,
+            "opset": cfg.export.opset,
+            "patches": cfg.export.patches,
+            "versions": exporter_versions(),
+            "model": origin["model"],
+            "synthetic": origin["synthetic"],
+        }
+        write_manifest(folder, "onnx", info)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Find what engines for a target depend on beyond their inputs: the target's fingerprint.
+
+Select it with `+target=rtx`. Runs at every `dvc repro`. Where this machine cannot build for the
+target, the recorded fingerprint stays, so that finished engines can still be taken from a cache.
+
+Reads   this machine and its libraries
+Writes  artifacts/fingerprints/<target>.json, tracked in git
+"""
+
+from dataclasses import dataclass
+
+from diffusion_engines import config, layout
+from diffusion_engines.backends.probe import probe_target
+from diffusion_engines.stage import stage
+
+
+@dataclass(frozen=True)
+class Config:
+    target: str
+    targets: dict[str, config.Target]
+
+
+@stage
+def main(cfg: Config) -> None:
+    probe_target(cfg.target, cfg.targets, layout.fingerprint(cfg.target))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Make the page, the tables and the figures that a person looks at.
+
+Reads   artifacts/: operators, engines, logs, reference, validation, benchmark, fingerprints
+Writes  artifacts/report/: index.html (self-contained), breakdown-<target>.png,
+        parity-<target>.png, trajectory.gif, fleet.json
+"""
+
+from dataclasses import dataclass
+
+from diffusion_engines import config, layout
+from diffusion_engines.files import new_folder
+from diffusion_engines.report.page import write_report
+from diffusion_engines.stage import stage
+
+
+@dataclass(frozen=True)
+class Config:
+    model: config.Model
+    image: config.Image
+    exports: dict[str, config.ExportItem]
+    engines: dict[str, config.Engine]
+    measure: dict[str, config.Measure]
+
+
+@stage
+def main(cfg: Config) -> None:
+    # Not a `step`: its log would land in artifacts/logs, which this stage depends on.
+    with new_folder(layout.REPORT) as folder:
+        write_report(folder, cfg.model, cfg.image, cfg.exports, cfg.engines, cfg.measure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Compare a target's engines with the fp32 reference, per timestep, then as images.
+
+Select it with `+target=cpu`. The measurements are written first; a missed tolerance fails after.
+
+Reads   artifacts/bundles/<target>/, artifacts/reference/, artifacts/weights/
+Writes  artifacts/validation/<target>/: errors of every call, the engines' images
+        artifacts/metrics/validate/<target>.json, artifacts/plots/validate/<target>.csv
+"""
+
+from dataclasses import dataclass
+
+from diffusion_engines import config, layout
+from diffusion_engines.errors import GateError
+from diffusion_engines.files import new_folder
+from diffusion_engines.parity.validation import validate_target
+from diffusion_engines.runtime.assemble import engine_components
+from diffusion_engines.stage import stage
+
+
+@dataclass(frozen=True)
+class Config:
+    target: str
+    engines: dict[str, config.Engine]
+    targets: dict[str, config.Target]
+    validate: config.Validate
+
+
+@stage
+def main(cfg: Config) -> None:
+    with new_folder(layout.validation(cfg.target)) as folder:
+        misses = validate_target(
+            cfg.target,
+            engine_components(cfg.target, cfg.engines),
+            cfg.validate,
+            folder,
+            layout.metrics("validate", cfg.target),
+            layout.plot("validate", cfg.target),
+            device=config.device_of(cfg.targets[cfg.target]),
+        )
+    if misses:
+        raise GateError(
+            f"the engines of {cfg.target} miss {len(misses)} tolerance(s):\n  - "
+            + "\n  - ".join(misses[:20]),
+            fix="if the precision is known to cost this much, widen validate.components in\n"
+            f"conf/validate/; the measurements are in {layout.validation(cfg.target)}",
+        )
+
+
+if __name__ == "__main__":
+    main()

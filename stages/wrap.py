@@ -1,0 +1,33 @@
+"""Make a bundle of an engine: self-contained, with a manifest, ready to load from PyTorch.
+
+Select it with `+engine=rtx-unet`.
+
+Reads   artifacts/engines/<target>/<component>/
+Writes  artifacts/bundles/<target>/<component>/
+"""
+
+from dataclasses import dataclass
+
+from diffusion_engines import config, layout
+from diffusion_engines.files import new_folder
+from diffusion_engines.progress import step
+from diffusion_engines.runtime.bundle import wrap_engine
+from diffusion_engines.stage import stage
+
+
+@dataclass(frozen=True)
+class Config:
+    engine: str
+    engines: dict[str, config.Engine]
+
+
+@stage
+def main(cfg: Config) -> None:
+    engine = cfg.engines[cfg.engine]
+    target = layout.bundle(engine.target, engine.component)
+    with step(f"wrap {cfg.engine}"), new_folder(target) as folder:
+        wrap_engine(layout.engine(engine.target, engine.component), folder)
+
+
+if __name__ == "__main__":
+    main()

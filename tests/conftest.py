@@ -1,0 +1,69 @@
+"""What several test modules share: the tiny model's weights, and single networks of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffusion_engines.components import COMPONENTS
+from diffusion_engines.config import Dynamic, Image
+from diffusion_engines.files import write_manifest
+from diffusion_engines.weights.sources import FOLDERS, fill_with_random_weights
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "conf" / "architecture" / "tiny"
+IMAGE = Image(height=128, width=128, batch_size=1, vae_scale_factor=8)
+STATIC = Dynamic(batch_size=None, height=None, width=None)
+
+
+def pytest_configure() -> None:
+    """Keep pytest-xdist's workers, which share the cores, from running threads for all of them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, later
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with random weights and manifests; not to be changed."""
+    folder = tmp_path_factory.mktemp("tiny") / "weights"
+    folder.mkdir()
+    fill_with_random_weights(TINY, folder, seed=0, dtype="fp32")
+    for name in FOLDERS:
+        write_manifest(folder / name, "weights", {"synthetic": True})
+    return folder
+
+
+@pytest.fixture
+def weights_copy(tiny_weights: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model to damage."""
+    return Path(shutil.copytree(tiny_weights, tmp_path / "weights"))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A component of the tiny model."""
+
+    name: str
+    module: Any
+    inputs: Any
+    vocabulary: int
+
+
+def load(weights: Path, name: str, precision: str = "fp32", dynamic: Dynamic = STATIC) -> Loaded:
+    """Load one component with the specification of its inputs."""
+    from diffusion_engines.runtime.networks import load_architecture, load_network
+
+    spec = COMPONENTS[name]
+    folder = weights / spec.folder
+    architecture = load_architecture(folder)
+    return Loaded(
+        name,
+        load_network(spec, folder, precision),
+        spec.inputs(architecture, IMAGE, dynamic),
+        architecture.get("vocab_size", 0),
+    )

@@ -1,0 +1,171 @@
+"""Clones of this repository in which DVC runs for real, on a fleet of one component."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# One component, so that the whole DAG takes about a minute.
+FLEET = """\
+# @package _global_
+# The UNet for two targets; for tests.
+defaults:
+  - /target@targets.cpu: cpu
+  - /target@targets.rtx: rtx40
+exports:
+  unet-fp32: {component: unet, weights: unet, precision: fp32}
+  unet-fp16: {component: unet, weights: unet, precision: fp16}
+engines:
+  cpu-unet: {target: cpu, backend: "${targets.cpu.backend}", component: unet, precision: fp32}
+  rtx-unet: {target: rtx, backend: "${targets.rtx.backend}", component: unet, precision: fp16}
+measure:
+  cpu: {}
+"""
+# Few and short runs: these tests look at what runs, not at how fast.
+CHOICES = {
+    "fleet: default": "fleet: small",
+}
+SHORT = {
+    "conf/reference/default.yaml": {"steps: 20": "steps: 2", "frames: 11": "frames: 2"},
+    "conf/benchmark/default.yaml": {
+        "steps: 20": "steps: 2",
+        "warmup: 2": "warmup: 0",
+        "repeats: 10": "repeats: 1",
+    },
+    "conf/config.yaml": CHOICES,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did: exit status, output, and the stages that DVC ran or restored."""
+
+    status: int
+    output: str
+
+    @property
+    def ran(self) -> set[str]:
+        return set(re.findall(r"Running stage '([^']+)'", self.output))
+
+    @property
+    def built(self) -> set[str]:
+        """The stages that ran, but for the probes, which always run."""
+        return {name for name in self.ran if not name.startswith("probe")}
+
+    @property
+    def restored(self) -> set[str]:
+        return set(re.findall(r"Stage '([^']+)' is cached - skipping run", self.output))
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A working copy with commands that run in it."""
+
+    path: Path
+
+    def run(self, *command: str, check: bool = True, env: dict[str, str] | None = None) -> Outcome:
+        done = subprocess.run(
+            command,
+            cwd=self.path,
+            env=environment() | (env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=900,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}")
+        return Outcome(done.returncode, done.stdout)
+
+    def repro(self, *arguments: str, check: bool = True, **kwargs: dict[str, str]) -> Outcome:
+        return self.run("dvc", "repro", *arguments, check=check, **kwargs)
+
+    def compose(self, *overrides: str) -> None:
+        self.run(sys.executable, "-m", "diffusion_engines.compose", *overrides)
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        path = self.path / file
+        text = path.read_text()
+        assert old in text, f"{file} has no {old!r}"
+        path.write_text(text.replace(old, new))
+
+    def commit(self, message: str = "state") -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", message)
+
+    def copy(self, path: Path) -> Clone:
+        shutil.copytree(self.path, path, symlinks=True)
+        return Clone(path)
+
+
+def environment() -> dict[str, str]:
+    """The environment of a user who has activated the virtual environment."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "PYTEST_", "HYDRA_"))}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        # The clone's library, so that a test that edits it edits what runs.
+        "PYTHONPATH": "src",
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@example.invalid",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@example.invalid",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def make_clone(path: Path) -> Clone:
+    """Copy what git tracks, or would track, into a repository of its own."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if name.startswith(("artifacts/fingerprints/", "tests/")) or name == "dvc.lock":
+            continue
+        if (ROOT / name).is_file():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, path / name)
+    clone = Clone(path)
+    clone.run("git", "init", "-q", "-b", "main")
+    (path / "conf/fleet/small.yaml").write_text(FLEET)
+    for file, edits in SHORT.items():
+        for old, new in edits.items():
+            clone.edit(file, old, new)
+    clone.compose()
+    clone.commit("clone")
+    return clone
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone in which everything is built; do not change it, take :func:`clone`."""
+    clone = make_clone(tmp_path_factory.mktemp("finished") / "clone")
+    outcome = clone.repro()
+    assert "report" in outcome.built
+    clone.commit("built")
+    return clone
+
+
+@pytest.fixture
+def clone(finished: Clone, tmp_path: Path) -> Clone:
+    """A copy of the finished clone, cache included, to change."""
+    return finished.copy(tmp_path / "clone")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Clone:
+    """A clone in which nothing has run."""
+    return make_clone(tmp_path / "fresh")

@@ -1,0 +1,143 @@
+"""dvc.yaml tracks what the stages read: their parameters, their code, their outputs."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffusion_engines.config import SECTIONS
+from tests.conftest import ROOT
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+LIBRARY = ROOT / "src" / "diffusion_engines"
+# These move data or report; they do not decide what a stage writes. Were they dependencies, a new
+# benchmark option would rebuild every engine of every fleet.
+PLUMBING = {
+    "__init__.py",
+    "backends/__init__.py",
+    "config.py",
+    "errors.py",
+    "files.py",
+    "layout.py",
+    "onnx/__init__.py",
+    "onnx/versions.py",
+    "parity/__init__.py",
+    "progress.py",
+    "runtime/__init__.py",
+    "stage.py",
+    "weights/__init__.py",
+    "report/__init__.py",
+    "bench/__init__.py",
+}
+# Probes run every time; check_conf and build import every backend to ask which precisions it has,
+# and depend on the one that they use.
+EXEMPT = {
+    "probe": {"backends/probe.py", "backends/onnxruntime.py", "backends/tensorrt_rtx.py"},
+    "probe_machine": {"fingerprint.py"},
+    # It loads PyTorch networks alone, by the module that also loads engines.
+    "reference": {"runtime/bundle.py"},
+    "check_conf": {"components.py"},
+    # Weights' architecture classes and the report's other readers decide nothing here.
+    "download": {"components.py", "runtime/networks.py"},
+    "build": {"onnx/graph.py"},
+    "validate": {"components.py"},
+    "benchmark": {"components.py"},
+    "report": {"components.py"},
+}
+
+
+def definition(name: str) -> dict:
+    return STAGES[name].get("do", STAGES[name])
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of the library that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diffusion_engines"):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if not name.startswith("diffusion_engines"):
+                continue
+            base = LIBRARY.joinpath(*name.split(".")[1:])
+            for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+                if candidate.is_file():
+                    found.add(candidate.relative_to(LIBRARY).as_posix())
+    return found
+
+
+def closure(path: Path) -> set[str]:
+    seen: set[str] = set()
+    todo = imports_of(path)
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            # What only plumbing imports decides nothing either.
+            if name not in PLUMBING:
+                todo |= imports_of(LIBRARY / name)
+    return seen - PLUMBING
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_a_script_of_its_name(name: str) -> None:
+    assert f"python stages/{name}.py" in definition(name)["cmd"]
+    if not definition(name).get("always_changed"):
+        assert f"stages/{name}.py" in definition(name)["deps"]
+    assert {p.stem for p in (ROOT / "stages").glob("*.py")} == set(STAGES)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_code_of_a_stage_is_among_its_dependencies(name: str) -> None:
+    deps = [
+        dep.removeprefix("src/diffusion_engines/")
+        for dep in definition(name).get("deps", [])
+        if dep.startswith("src/diffusion_engines/") and "${" not in dep
+    ]
+    needed = closure(ROOT / "stages" / f"{name}.py") - EXEMPT.get(name, set())
+    missing = {
+        module
+        for module in needed
+        if not any(module == dep or module.startswith(f"{dep}/") for dep in deps)
+    }
+    assert not missing
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_tracks_the_sections_that_it_reads(name: str) -> None:
+    spec = importlib.util.spec_from_file_location(f"stage_{name}", ROOT / "stages" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    read = {field.name for field in fields(module.Config)}
+    if "params" in read:
+        assert {"params.yaml": None} in definition(name)["params"]
+        return
+    tracked = {param.split(".")[0] for param in definition(name).get("params", [])}
+    assert read & set(SECTIONS) == tracked
+
+
+def test_stages_import_the_library_and_never_each_other() -> None:
+    for path in (ROOT / "stages").glob("*.py"):
+        assert "import stages" not in path.read_text()
+        assert "sys.path" not in path.read_text()
+    for path in LIBRARY.rglob("*.py"):
+        assert "stages." not in path.read_text().replace("the stages.", "")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_output_lies_in_artifacts(name: str) -> None:
+    outs = [o if isinstance(o, str) else next(iter(o)) for o in definition(name)["outs"]]
+    assert all(out.startswith("artifacts/") for out in outs)

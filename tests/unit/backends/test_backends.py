@@ -1,0 +1,214 @@
+"""Backends build what was asked for, and refuse what they cannot build or run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion_engines.backends import backend, check_dtypes, check_precision
+from diffusion_engines.backends.onnxruntime import instruction_set
+from diffusion_engines.backends.probe import probe_target
+from diffusion_engines.config import (
+    OnnxRuntimeBuild,
+    OnnxRuntimeTarget,
+    TensorRTRTXBuild,
+    TensorRTRTXTarget,
+)
+from diffusion_engines.errors import (
+    BuildError,
+    ConfigError,
+    FingerprintError,
+    HardwareError,
+    IntegrityError,
+)
+from diffusion_engines.files import write_json, write_manifest
+from diffusion_engines.onnx.export import export_module
+from diffusion_engines.runtime.bundle import load_bundle, wrap_engine
+from diffusion_engines.runtime.networks import example_inputs
+from tests.conftest import Loaded, load
+
+CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all"))
+RTX_BUILD = TensorRTRTXBuild(None, "none", "layer_names_only")
+RTX = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], RTX_BUILD)
+H100 = TensorRTRTXTarget("tensorrt_rtx", ["9.0"], RTX_BUILD)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    graphs = {}
+    for precision in ("fp32", "fp16"):
+        loaded = load(tiny_weights, "vae_decoder", precision)
+        folder = tmp_path_factory.mktemp(precision)
+        export_module(
+            loaded.module,
+            loaded.inputs,
+            folder,
+            precision=precision,
+            exporter="dynamo",
+            opset=18,
+            patches=[],
+        )
+        graphs[precision] = (loaded, folder / "model.onnx")
+    return graphs
+
+
+def specs(loaded: Loaded) -> list[dict]:
+    return [asdict(value) for value in loaded.inputs]
+
+
+def make_bundle(exported: dict, tmp_path: Path, target=CPU, precision: str = "fp32") -> Path:
+    loaded, path = exported[precision]
+    engine = tmp_path / "engine"
+    engine.mkdir()
+    module = backend(target.backend)
+    result = module.build(path, engine, target, specs(loaded), precision)
+    info = {
+        "name": "test-vae_decoder",
+        "backend": target.backend,
+        "engine": result.engine,
+        "fingerprint": module.fingerprint(target),
+    }
+    write_manifest(engine, "engine", info)
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    wrap_engine(engine, bundle)
+    return bundle
+
+
+def edit_fingerprint(bundle: Path, **changes: object) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["fingerprint"] |= changes
+    write_json(bundle / "manifest.json", manifest)
+
+
+@pytest.mark.parametrize("level", ["disabled", "basic", "extended", "all"])
+def test_onnxruntime_computes_what_pytorch_does(exported: dict, tmp_path: Path, level: str) -> None:
+    loaded, _ = exported["fp32"]
+    target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild(level))
+    engine = load_bundle(make_bundle(exported, tmp_path, target))
+    inputs = example_inputs(loaded.inputs, "fp32")
+    with torch.no_grad():
+        expected = loaded.module(*inputs)
+    torch.testing.assert_close(engine(*inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_onnxruntime_casts_to_what_the_graph_takes(exported: dict, tmp_path: Path) -> None:
+    loaded, _ = exported["fp16"]
+    engine = load_bundle(make_bundle(exported, tmp_path, precision="fp16"))
+    output = engine(*example_inputs(loaded.inputs, "fp32"))
+    assert output.dtype == torch.float16
+
+
+def test_tensorrt_rtx_builds_without_a_gpu(exported: dict, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    loaded, path = exported["fp16"]
+    module = backend("tensorrt_rtx")
+    result = module.build(path, tmp_path, RTX, specs(loaded), "fp16")
+    assert (tmp_path / result.engine).stat().st_size > 100_000
+    assert result.precisions["fp16"] > 100
+    assert result.layers["CONVOLUTION"] == 27
+    with pytest.raises(BuildError, match="not what was asked for"):
+        module.build(path, tmp_path, RTX, specs(loaded), "fp32")
+
+
+def test_a_gpu_that_tensorrt_rtx_lacks_is_named() -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    with pytest.raises(HardwareError, match=r"no compute capability 9\.0") as raised:
+        backend("tensorrt_rtx").fingerprint(H100)
+    assert "backend tensorrt" in str(raised.value)
+
+
+@pytest.mark.parametrize("target", [CPU, RTX], ids=["onnxruntime", "tensorrt_rtx"])
+def test_garbage_is_refused(tmp_path: Path, target) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"garbage")
+    with pytest.raises(BuildError, match=r"model\.onnx"):
+        backend(target.backend).build(tmp_path / "model.onnx", tmp_path, target, [], "fp32")
+
+
+def test_a_precision_that_the_backend_lacks_is_refused() -> None:
+    check_precision("cpu-unet", "fp16", "onnxruntime")
+    with pytest.raises(BuildError, match=r"engines\.cpu-unet\.precision.*no bf16"):
+        check_precision("cpu-unet", "bf16", "onnxruntime")
+    with pytest.raises(ConfigError, match="no such backend"):
+        backend("nope")
+
+
+def test_an_engine_in_another_precision_is_refused() -> None:
+    check_dtypes(Path("x"), "fp16", {"fp16": 90, "fp32": 10})
+    with pytest.raises(BuildError, match="mostly fp16"):
+        check_dtypes(Path("x"), "fp16", {"fp16": 10, "fp32": 90})
+
+
+def test_a_damaged_engine_is_caught_before_it_is_loaded(exported: dict, tmp_path: Path) -> None:
+    bundle = make_bundle(exported, tmp_path)
+    path = bundle / "engine.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"engine\.onnx is damaged"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"onnxruntime": "1.0"}, "another onnxruntime"),
+        ({"instruction_set": "aarch64"}, "another instruction set"),
+    ],
+)
+def test_an_engine_of_another_machine_is_refused(
+    exported: dict, tmp_path: Path, changes: dict, expected: str
+) -> None:
+    bundle = make_bundle(exported, tmp_path)
+    edit_fingerprint(bundle, **changes)
+    with pytest.raises(FingerprintError, match=expected) as raised:
+        load_bundle(bundle)
+    assert "dvc repro build@test-vae_decoder" in str(raised.value)
+
+
+def test_tensorrt_rtx_is_refused_before_it_sees_a_foreign_engine(
+    exported: dict, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    bundle = make_bundle(exported, tmp_path, RTX, "fp16")
+    if not torch.cuda.is_available():
+        with pytest.raises(HardwareError, match="needs an NVIDIA GPU"):
+            load_bundle(bundle, "cuda")
+    edit_fingerprint(bundle, tensorrt_rtx="1.0.0.1")
+    with pytest.raises(FingerprintError, match="another TensorRT-RTX"):
+        load_bundle(bundle, "cuda")
+
+
+def test_a_probe_records_or_keeps_or_explains(tmp_path: Path) -> None:
+    targets = {"cpu": CPU, "h100": H100}
+    probe_target("cpu", targets, tmp_path / "cpu.json")
+    recorded = json.loads((tmp_path / "cpu.json").read_text())
+    assert recorded["instruction_set"] == instruction_set()
+
+    with pytest.raises(HardwareError) as raised:
+        probe_target("h100", targets, tmp_path / "h100.json")
+    for text in ("cannot build for the target h100", "can be built here: cpu", "dvc pull"):
+        assert text in str(raised.value)
+    assert not (tmp_path / "h100.json").exists()
+
+    write_json(tmp_path / "h100.json", {"recorded": "elsewhere"})
+    probe_target("h100", targets, tmp_path / "h100.json")
+    assert json.loads((tmp_path / "h100.json").read_text()) == {"recorded": "elsewhere"}
+
+
+def test_optional_libraries_are_imported_only_when_used() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('tensorrt_rtx', 'onnxruntime', 'torch'): sys.modules[name] = None\n"
+        "import diffusion_engines.fleet, diffusion_engines.stage, diffusion_engines.compose\n"
+        "import diffusion_engines.backends.tensorrt_rtx, diffusion_engines.backends.onnxruntime\n"
+        "import diffusion_engines.backends.probe, diffusion_engines.runtime.bundle\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

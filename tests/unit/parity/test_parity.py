@@ -1,0 +1,88 @@
+"""Differences are measured right, and a broken engine misses its gate."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from diffusion_engines.config import Gate, ImageGate, params_from_config
+from diffusion_engines.errors import ConfigError
+from diffusion_engines.parity.gates import gate_of, misses_of_component, misses_of_images
+from diffusion_engines.parity.metrics import difference, psnr, ssim
+from diffusion_engines.runtime.networks import example_inputs
+from tests.conftest import ROOT, load
+
+NAN = float("nan")
+
+
+def test_distances_are_those_computed_by_hand() -> None:
+    found = difference(torch.tensor([3.0, 5.0]), torch.tensor([3.0, 4.0]))
+    assert found.rel_l2 == pytest.approx(1 / 5)
+    assert found.max_abs == pytest.approx(1)
+    assert found.cosine == pytest.approx(29 / (math.sqrt(34) * 5))
+    assert found.not_finite == 0
+    with pytest.raises(ValueError, match="shapes differ"):
+        difference(torch.ones(2), torch.ones(3))
+
+
+def test_nan_is_never_close() -> None:
+    found = difference(torch.tensor([1.0, NAN]), torch.ones(2))
+    assert (found.not_finite, found.rel_l2) == (1, math.inf)
+    assert misses_of_component("unet", Gate(1.0, 1.0, 0.1), [found]) == [
+        "unet, call 0: 1 values are NaN or infinite"
+    ]
+    black = torch.full((1, 3, 16, 16), NAN)
+    assert psnr(black, torch.zeros(1, 3, 16, 16)) == 0
+    assert ssim(black, torch.zeros(1, 3, 16, 16)) == 0
+
+
+def test_images_are_compared_in_decibels() -> None:
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.8
+    assert psnr(image, image) == 100
+    assert psnr(image + 0.1, image) == pytest.approx(20, abs=1e-3)
+    assert ssim(image, image) == pytest.approx(1)
+    assert ssim(image.flip(3), image) < 0.5
+
+
+def test_all_misses_are_collected() -> None:
+    bad = difference(torch.tensor([1.0, -1.0]), torch.tensor([1.0, 1.0]))
+    good = difference(torch.ones(2), torch.ones(2))
+    misses = misses_of_component("unet", Gate(0.1, 0.1, 0.9), [good, bad])
+    assert [miss.split(": ")[1].split()[0] for miss in misses] == ["rel_l2", "max_abs", "cosine"]
+    assert all("call 1" in miss for miss in misses)
+    images = misses_of_images(ImageGate(30.0, 0.9), [{"psnr": 20.0, "ssim": 0.5}])
+    assert len(images) == 2
+
+
+def test_a_missing_tolerance_is_named() -> None:
+    params = params_from_config(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    assert gate_of(params["validate"], "unet", "fp32").rel_l2 == 1e-4
+    with pytest.raises(ConfigError, match=r"validate\.components\.unet\.int8"):
+        gate_of(params["validate"], "unet", "int8")
+
+
+def scaled(module: torch.nn.Module) -> None:
+    module.network.mid_block.resnets[0].conv1.weight.mul_(1.05)
+
+
+def swapped(module: torch.nn.Module) -> None:
+    attention = module.network.mid_block.attentions[0].transformer_blocks[0].attn2
+    attention.to_k, attention.to_v = attention.to_v, attention.to_k
+
+
+@pytest.mark.parametrize("damage", [scaled, swapped])
+def test_a_damaged_network_misses_the_default_gate(tiny_weights: Path, damage) -> None:
+    params = params_from_config(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    gate = gate_of(params["validate"], "unet", "fp32")
+    loaded = load(tiny_weights, "unet")
+    inputs = example_inputs(loaded.inputs, "fp32")
+    with torch.no_grad():
+        expected = loaded.module(*inputs)
+        assert not misses_of_component("unet", gate, [difference(expected, expected)])
+        damage(loaded.module)
+        found = difference(loaded.module(*inputs), expected)
+    assert misses_of_component("unet", gate, [found])

@@ -1,0 +1,213 @@
+"""A target is validated on a recorded reference: sound engines pass, broken ones are reported."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+import yaml
+from onnx import numpy_helper
+
+from diffusion_engines import layout
+from diffusion_engines.backends import backend
+from diffusion_engines.components import COMPONENTS
+from diffusion_engines.config import OnnxRuntimeBuild, OnnxRuntimeTarget, params_from_config
+from diffusion_engines.errors import ConfigError, IntegrityError
+from diffusion_engines.files import write_manifest
+from diffusion_engines.onnx.export import export_module
+from diffusion_engines.parity.validation import validate_target
+from diffusion_engines.runtime import sampling
+from diffusion_engines.runtime.assemble import torch_networks
+from diffusion_engines.runtime.bundle import wrap_engine
+from diffusion_engines.runtime.recording import record_reference
+from tests.conftest import ROOT, load
+
+CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all"))
+ALL = dict.fromkeys(COMPONENTS, "fp32")
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def built(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights, a recorded reference and sound fp32 bundles, as the stages write them."""
+    root = tmp_path_factory.mktemp("built")
+    shutil.copytree(tiny_weights, root / layout.WEIGHTS)
+    networks = torch_networks("fp32", "cpu", weights=tiny_weights)
+    reference = root / layout.REFERENCE
+    reference.mkdir()
+    settings = sampling.Settings("lms", STEPS, 7.5, 128, 128)
+    model = sampling.load_model(tiny_weights)
+    record_reference(
+        networks, model, settings, ["lemons"], reference, seed=0, batch_size=1, frames=2
+    )
+    write_manifest(reference, "reference", {})
+    for name in COMPONENTS:
+        loaded = load(tiny_weights, name)
+        graph, engine = root / "graphs" / name, root / "engines" / name
+        bundle = root / layout.bundle("cpu", name)
+        for folder in (graph, engine, bundle):
+            folder.mkdir(parents=True)
+        export_module(
+            loaded.module,
+            loaded.inputs,
+            graph,
+            precision="fp32",
+            exporter="torchscript",
+            opset=17,
+            patches=[],
+            vocabulary=loaded.vocabulary,
+        )
+        inputs = [asdict(value) for value in loaded.inputs]
+        module = backend("onnxruntime")
+        result = module.build(graph / "model.onnx", engine, CPU, inputs, "fp32")
+        info = {
+            "name": f"cpu-{name}",
+            "backend": "onnxruntime",
+            "engine": result.engine,
+            "fingerprint": module.fingerprint(CPU),
+        }
+        write_manifest(engine, "engine", info)
+        wrap_engine(engine, bundle)
+    return root
+
+
+@pytest.fixture
+def workspace(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(built / "artifacts", tmp_path / "artifacts")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def tolerances() -> Any:
+    return params_from_config(yaml.safe_load((ROOT / "params.yaml").read_text()))["validate"]
+
+
+def validate(tolerances: Any, components: dict[str, str] = ALL) -> list[str]:
+    folder = layout.validation("cpu")
+    folder.mkdir(parents=True, exist_ok=True)
+    return validate_target(
+        "cpu",
+        components,
+        tolerances,
+        folder,
+        layout.metrics("validate", "cpu"),
+        layout.plot("validate", "cpu"),
+        device="cpu",
+    )
+
+
+def results() -> tuple[dict[str, Any], dict[str, Any]]:
+    return (
+        json.loads(layout.metrics("validate", "cpu").read_text()),
+        json.loads((layout.validation("cpu") / "validation.json").read_text()),
+    )
+
+
+def rewrite_weights(component: str, change: Any) -> None:
+    """Change an engine's first convolution kernel or matrix, and vouch for it in the manifest."""
+    bundle = layout.bundle("cpu", component)
+    model = onnx.load(bundle / "engine.onnx")
+    weight = next(i for i in model.graph.initializer if len(i.dims) >= 2)
+    array = numpy_helper.to_array(weight).copy()
+    change(array)
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    (bundle / "engine.onnx.data").unlink()
+    onnx.save(
+        model, bundle / "engine.onnx", save_as_external_data=True, location="engine.onnx.data"
+    )
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    info = {k: v for k, v in manifest.items() if k not in ("files", "kind")}
+    write_manifest(bundle, "bundle", info)
+
+
+def test_sound_engines_meet_the_default_tolerances(workspace: Path, tolerances: Any) -> None:
+    assert validate(tolerances) == []
+    metrics, details = results()
+    assert 0 < metrics["unet_rel_l2"] < 1e-4
+    assert metrics["not_finite"] == 0
+    assert metrics["psnr"] > 60
+    assert metrics["ssim"] > 0.999
+    assert details["misses"] == []
+    with (layout.validation("cpu") / "steps.csv").open() as file:
+        calls = [row["component"] for row in csv.DictReader(file)]
+    assert {name: calls.count(name) for name in calls} == {
+        "text_encoder": 2,  # with and without the prompt
+        "unet": STEPS,
+        "vae_decoder": 1,
+    }
+    with layout.plot("validate", "cpu").open() as file:
+        assert [row["component"] for row in csv.DictReader(file)] == ["unet"] * STEPS
+    assert (layout.validation("cpu") / "image-00.png").is_file()
+
+
+def test_a_broken_engine_is_reported_and_the_measurements_are_kept(
+    workspace: Path, tolerances: Any
+) -> None:
+    def scale(array: Any) -> None:
+        array *= 1.05
+
+    rewrite_weights("unet", scale)
+    misses = validate(tolerances)
+    assert any(miss.startswith("unet (fp32), call 0: rel_l2") for miss in misses)
+    assert not any(miss.startswith(("text_encoder", "vae_decoder")) for miss in misses)
+    metrics, details = results()
+    assert metrics["unet_rel_l2"] > 1e-4
+    assert details["misses"] == misses
+
+
+def test_nan_in_an_engine_is_counted_and_its_image_is_worthless(
+    workspace: Path, tolerances: Any
+) -> None:
+    def break_one(array: Any) -> None:
+        array.flat[0] = float("nan")
+
+    rewrite_weights("unet", break_one)
+    misses = validate(tolerances)
+    assert any("values are NaN or infinite" in miss for miss in misses)
+    assert any("image 0: PSNR 0.0 dB" in miss for miss in misses)
+    metrics, _ = results()
+    assert metrics["not_finite"] > 0
+    assert (metrics["psnr"], metrics["ssim"]) == (0, 0)
+
+
+def test_components_without_an_engine_run_in_pytorch(workspace: Path, tolerances: Any) -> None:
+    shutil.rmtree(layout.bundle("cpu", "vae_decoder"))
+    components = {"unet": "fp32", "text_encoder": "fp32"}
+    assert validate(tolerances, components) == []
+    _, details = results()
+    assert set(details["components"]) == set(components)
+
+
+def test_a_missing_tolerance_fails_before_an_engine_is_loaded(
+    workspace: Path, tolerances: Any
+) -> None:
+    shutil.rmtree(layout.bundles("cpu"))
+    lacking = replace(tolerances, components={"unet": {}})
+    with pytest.raises(ConfigError, match=r"validate\.components\.unet\.fp32 has no tolerance"):
+        validate(lacking, {"unet": "fp32"})
+    with pytest.raises(ConfigError, match=r"validate\.images\.fp32 has no tolerance"):
+        validate(replace(tolerances, images={}), {"unet": "fp32"})
+
+
+def test_a_damaged_reference_is_refused(workspace: Path, tolerances: Any) -> None:
+    path = layout.REFERENCE / "unet.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"unet\.safetensors is damaged"):
+        validate(tolerances)
+
+
+def test_damaged_weights_are_refused(workspace: Path) -> None:
+    path = layout.weights("vae") / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(IntegrityError, match="wrong size"), torch.no_grad():
+        torch_networks("fp32", "cpu")

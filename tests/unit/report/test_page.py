@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from diffusion_engines.errors import IntegrityError
+from diffusion_engines.report.page import write_report
+
+
+def written(made: SimpleNamespace) -> str:
+    write_report(made.folder, **made.arguments)
+    return (made.folder / "index.html").read_text(encoding="utf-8")
+
+
+def words_of(page: str) -> str:
+    """The page as a person reads it, without tags and pictures."""
+    return " ".join(re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL).split())
+
+
+def summary(made: SimpleNamespace) -> dict[str, Any]:
+    written(made)
+    return json.loads((made.folder / "fleet.json").read_text())
+
+
+class Loads(HTMLParser):
+    """Collects what a browser would fetch or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        names = ("src", "srcset", "href", "data", "action")
+        self.found += [value or "" for name, value in attrs if name in names]
+
+
+def test_page_is_self_contained(fleet) -> None:
+    page = written(fleet())
+    loads = Loads()
+    loads.feed(page)
+    assert loads.found
+    assert all(value.startswith(("data:", "#")) for value in loads.found)
+    assert not loads.tags & {"script", "link", "iframe", "object", "embed"}
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_page_shows_measurements_beside_their_gates(fleet) -> None:
+    text = words_of(written(fleet()))
+    assert "1.0e-05 (≤ 1.0e-04)" in text
+    assert "within tolerance" in text
+    assert "≥ 60" in text
+    assert "Testor 9000, 4 cores, 16 GiB" in text
+    assert "2.50×" in text
+
+
+def test_page_escapes_prompts(fleet) -> None:
+    page = written(fleet())
+    assert "<script>" not in page
+    assert "lemons &amp; &lt;script&gt;" in page
+
+
+@pytest.mark.parametrize(("source", "shown"), [("synthetic", True), ("hub", False)])
+def test_page_calls_random_weights_synthetic(fleet, source, shown) -> None:
+    made = fleet(source=source)
+    if source == "hub":
+        for path in Path("artifacts/engines").rglob("manifest.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"synthetic": False}))
+    assert ("Synthetic weights." in words_of(written(made))) is shown
+    assert summary(made)["synthetic"] is shown
+
+
+def test_synthetic_engines_are_named_so_whatever_the_config_says(fleet) -> None:
+    assert "Synthetic weights." in words_of(written(fleet(source="hub")))
+
+
+def test_fleet_summary_has_what_repro_prints(fleet) -> None:
+    found = summary(fleet())
+    rows = {row["name"]: row for row in found["engines"]}
+    assert found["model"] == "toy"
+    assert list(rows) == ["cpu-text_encoder", "cpu-unet", "rtx-unet"]
+    assert rows["cpu-unet"]["bytes"] == 3500
+    assert rows["cpu-unet"]["build_seconds"] == 2.5
+    assert rows["cpu-unet"]["parity"] == "rel L2 1.0e-05, ok"
+    assert rows["cpu-unet"]["speed"].startswith("12.0 ms, 2.50")
+    assert rows["rtx-unet"]["parity"] == rows["rtx-unet"]["speed"] == "not run here"
+
+
+def test_nothing_measured(fleet) -> None:
+    made = fleet({"rtx40-unet": "fp16"}, measure=())
+    text = words_of(written(made))
+    assert not Path("artifacts/validation").exists()
+    assert "built, not run here" in text
+    assert "Nothing was measured on this machine" in text
+    assert sorted(path.name for path in made.folder.iterdir()) == [
+        "fleet.json",
+        "index.html",
+        "trajectory.gif",
+    ]
+
+
+def test_several_targets_each_name_their_hardware(fleet) -> None:
+    engines = {"cpu-unet": "fp32", "cuda-unet": "fp16"}
+    made = fleet(engines, measure=("cpu", "cuda"), gpus=("GPU A", "GPU A"))
+    assert "2 × GPU A" in words_of(written(made))
+    assert {path.name for path in made.folder.glob("*.png")} == {
+        f"{figure}-{target}.png" for figure in ("breakdown", "parity") for target in ("cpu", "cuda")
+    }
+
+
+def test_stale_targets_are_not_read(fleet) -> None:
+    made = fleet()
+    for folder in ("validation", "benchmark"):
+        stale = Path(f"artifacts/{folder}/gone/{folder}.json")
+        stale.parent.mkdir()
+        stale.write_text("not JSON")
+    assert "gone" not in words_of(written(made))
+
+
+def test_open_dimensions_are_shown_as_ranges(fleet) -> None:
+    dim = {"name": "batch", "size": 2, "min": 2, "max": 8, "step": 2}
+    text = words_of(written(fleet(batch=dim)))
+    assert "batch 2 (2 to 8, step 2) × 4 × 8" in text
+
+
+def test_missing_tolerance_is_said(fleet) -> None:
+    made = fleet(rel_l2=1e-2)
+    assert "missed" in words_of(written(made))
+    assert "MISSED" in summary(made)["engines"][0]["parity"]
+
+
+def test_damaged_artifacts_are_named(fleet) -> None:
+    made = fleet()
+    Path("artifacts/engines/cpu/unet/manifest.json").unlink()
+    with pytest.raises(IntegrityError, match=r"engines/cpu/unet/manifest\.json"):
+        written(made)
+
+
+def test_equal_artifacts_give_equal_bytes(fleet, tmp_path) -> None:
+    made = fleet()
+    written(made)
+    first = {path.name: path.read_bytes() for path in made.folder.iterdir()}
+    again = tmp_path / "again"
+    again.mkdir()
+    written(SimpleNamespace(folder=again, arguments=made.arguments))
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == first

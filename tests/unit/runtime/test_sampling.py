@@ -1,0 +1,86 @@
+"""The denoising loop is diffusers' own, and recordings give back what happened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion_engines.runtime import sampling
+from diffusion_engines.runtime.assemble import torch_networks
+from diffusion_engines.runtime.recording import (
+    load_settings,
+    prompt_batches,
+    record_reference,
+    recorded_calls,
+)
+
+PROMPT = "A big banana leaf with lemons in front of it"
+SETTINGS = sampling.Settings("lms", 4, 7.5, 128, 128, negative_prompt="blurry")
+
+
+@pytest.mark.parametrize("scheduler", ["lms", "pndm", "euler", "dpmpp_2m", "ddim"])
+def test_images_are_those_of_diffusers(tiny_weights: Path, scheduler: str) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_weights, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    model = sampling.load_model(tiny_weights)
+    settings = sampling.Settings(scheduler, 4, 7.5, 128, 128, negative_prompt="blurry")
+    pipeline.scheduler = sampling.make_scheduler(scheduler, model.scheduler_config)
+    noise = sampling.initial_latents(model, settings, [3])
+    with torch.no_grad():
+        expected = pipeline(
+            PROMPT,
+            negative_prompt="blurry",
+            num_inference_steps=4,
+            guidance_scale=7.5,
+            latents=noise.clone(),
+            output_type="pt",
+        ).images
+    networks = torch_networks("fp32", "cpu", weights=tiny_weights)
+    found = sampling.sample(networks, model, settings, [PROMPT], noise)
+    torch.testing.assert_close(found.images, expected, rtol=0, atol=1e-4)
+    assert len(found.timings.unet) >= 4
+    assert found.timings.total > found.timings.denoising_loop > sum(found.timings.unet)
+
+
+def test_a_seed_means_the_same_noise_in_every_batch(tiny_weights: Path) -> None:
+    model = sampling.load_model(tiny_weights)
+    both = sampling.initial_latents(model, SETTINGS, [1, 2])
+    assert torch.equal(both[1:], sampling.initial_latents(model, SETTINGS, [2]))
+    assert both.shape == (2, 4, 16, 16)
+
+
+def test_nan_is_seen_and_not_painted_black(tiny_weights: Path) -> None:
+    model = sampling.load_model(tiny_weights)
+    networks = torch_networks("fp32", "cpu", weights=tiny_weights)
+    networks["vae_decoder"] = lambda latents: torch.full((1, 3, 128, 128), float("nan"))
+    noise = sampling.initial_latents(model, SETTINGS, [0])
+    assert sampling.sample(networks, model, SETTINGS, [PROMPT], noise).images.isnan().all()
+
+
+def test_a_recording_gives_back_the_calls(tiny_weights: Path, tmp_path: Path) -> None:
+    networks = torch_networks("fp32", "cpu", weights=tiny_weights)
+    model = sampling.load_model(tiny_weights)
+    record_reference(
+        networks, model, SETTINGS, [PROMPT, "lemons"], tmp_path, seed=5, batch_size=1, frames=3
+    )
+    calls = recorded_calls(tmp_path / "unet.safetensors")
+    assert len(calls) == 2 * 4
+    (latents, timestep, text), output = calls[5]
+    assert (latents.shape, timestep.shape, text.shape) == ((2, 4, 16, 16), (1,), (2, 77, 32))
+    with torch.no_grad():
+        torch.testing.assert_close(networks["unet"](latents, timestep, text), output)
+    assert len(recorded_calls(tmp_path / "text_encoder.safetensors")) == 4
+    assert len(list(tmp_path.glob("frame-*.png"))) == 3
+    assert len(list(tmp_path.glob("image-*.png"))) == 2
+    assert load_settings(tmp_path) == (SETTINGS, [PROMPT, "lemons"], 5, 1)
+
+
+def test_batches_are_full() -> None:
+    assert prompt_batches(["a", "b", "c"], 7, 2) == [
+        (["a", "b"], [7, 8]),
+        (["c", "c"], [9, 10]),
+    ]

@@ -1,0 +1,165 @@
+"""params.yaml to typed sections: every mistake is named, with its key and its file."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from diffusion_engines.compose import compose_params
+from diffusion_engines.config import conf_digest, params_from_config
+from diffusion_engines.errors import ConfigError
+from diffusion_engines.fleet import check_fleet
+from tests.conftest import ROOT
+
+CONF_FILES = sorted((ROOT / "conf").rglob("*.yaml"))
+NOT_ALONE = ("target", "build")  # these need a package, see below
+OPTIONS = [f for f in CONF_FILES if f.parent.name not in ("conf", *NOT_ALONE)]
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def edited(params: dict[str, Any], change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    changed = copy.deepcopy(params)
+    change(changed)
+    return changed
+
+
+def test_the_committed_params_are_what_conf_composes_to(tmp_path: Path) -> None:
+    for folder in ("conf", "hydra_plugins"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__py*"))
+    assert compose_params([], tmp_path)
+    ours, theirs = ((p / "params.yaml").read_text().splitlines() for p in (tmp_path, ROOT))
+    # Hydra caches the resolver of the first plugin folder, so the digest is compared below.
+    assert ours[:-1] == theirs[:-1]
+    assert conf_digest(tmp_path / "conf") == conf_digest(ROOT / "conf")
+    assert theirs[-1] == f"conf_digest: {conf_digest(ROOT / 'conf')}"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda p: p["export"].update(opst=3), ["export.opst: unknown key", "conf/export/"]),
+        (lambda p: p["export"].update(opset="x"), ["export.opset:", "valid integer", "'x'"]),
+        (lambda p: p["model"].pop("seed"), ["model.seed: missing", "conf/model/"]),
+        (
+            lambda p: p["targets"]["rtx"].update(compute_capabilities=[8.6]),
+            ["targets.rtx.compute_capabilities.0:", "valid string", "conf/target/rtx.yaml"],
+        ),
+        (
+            lambda p: p["targets"]["rtx"]["build"].update(foo=1),
+            ["targets.rtx.build.foo: unknown key", "conf/build/"],
+        ),
+        (lambda p: p["targets"]["cpu"].update(backend="foo"), ["targets.cpu", "foo"]),
+        (lambda p: p["image"].update(height=100), ["image.height", "multiple of 8"]),
+        (lambda p: p.pop("simplify"), ["simplify: missing"]),
+        (
+            lambda p: p["validate"]["components"]["unet"]["fp16"].update(rel_l2=-1.0),
+            ["validate.components.unet.fp16.rel_l2", "greater than 0"],
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_and_file(
+    params: dict[str, Any], change: Callable[[dict[str, Any]], object], expected: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        params_from_config(edited(params, change))
+    for text in (*expected, "fix:", "make params"):
+        assert text in str(raised.value)
+
+
+def test_all_mistakes_are_reported_at_once(params: dict[str, Any]) -> None:
+    wrong = edited(params, lambda p: (p["model"].pop("seed"), p["export"].update(opset="x")))
+    with pytest.raises(ConfigError, match="2 problem") as raised:
+        params_from_config(wrong)
+    assert "model.seed" in str(raised.value)
+    assert "export.opset" in str(raised.value)
+
+
+def test_an_unknown_section_is_refused(params: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"unknown section.*modle"):
+        params_from_config(params | {"modle": {}})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda p: p["engines"]["cpu-unet"].update(precision="bf16"), "has fp32, fp16, not bf16"),
+        (lambda p: p["engines"]["cpu-unet"].update(target="a10"), "no target a10"),
+        (lambda p: p["engines"]["cpu-unet"].update(backend="tensorrt_rtx"), "expected onnxruntime"),
+        (lambda p: p["exports"].pop("unet-fp32"), "needs exports.unet-fp32"),
+        (lambda p: p["exports"]["unet-fp32"].update(weights="vae"), "exports.unet-fp32.weights"),
+        (lambda p: p["measure"].update(a10={}), "measure.a10: no engine"),
+        (lambda p: p["export"].update(opset=13), "dynamo exporter lacks opset 13"),
+        (lambda p: p["export"].update(opset=25), "lacks opset 25; expected 17 to 24"),
+        (
+            lambda p: p["export"].update(opset=12, exporter="torchscript"),
+            "or with export.patches=[explicit_attention]",
+        ),
+        (
+            lambda p: p["export"]["dynamic"].update(height=[256, 512]),
+            "image.height 128 is outside [256, 512]",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(
+    params: dict[str, Any], change: Callable[[dict[str, Any]], object], expected: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check_fleet(params_from_config(edited(params, change)))
+    assert expected in str(raised.value)
+
+
+@pytest.mark.parametrize("path", CONF_FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_a_conf_file_says_what_it_is_for(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if "@package" not in line]
+    assert lines[0].startswith("# ")
+    assert len(lines[0]) > 20
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_option_composes_and_fits(path: Path, tmp_path: Path) -> None:
+    for folder in ("conf", "hydra_plugins"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__py*"))
+    override = f"{path.parent.name}={path.stem}"
+    if path.parent.name == "export" and path.stem == "dynamic":
+        assert path.is_file()
+    compose_params([override], tmp_path)
+    check_fleet(params_from_config(yaml.safe_load((tmp_path / "params.yaml").read_text())))
+
+
+@pytest.mark.parametrize("target", sorted(p.stem for p in (ROOT / "conf/target").glob("*.yaml")))
+def test_every_target_composes(target: str, tmp_path: Path) -> None:
+    for folder in ("conf", "hydra_plugins"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__py*"))
+    compose_params([f"+target@targets.more={target}"], tmp_path)
+    assert "more" in yaml.safe_load((tmp_path / "params.yaml").read_text())["targets"]
+
+
+def test_a_wrong_override_leaves_params_as_they_were(tmp_path: Path) -> None:
+    for folder in ("conf", "hydra_plugins"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__py*"))
+    compose_params([], tmp_path)
+    before = (tmp_path / "params.yaml").read_bytes()
+    for override in ("export.opset=x", "model=nope", "nonsense=1"):
+        with pytest.raises(ConfigError):
+            compose_params([override], tmp_path)
+    assert (tmp_path / "params.yaml").read_bytes() == before
+    assert not (tmp_path / ".params.partial.yaml").exists()
+
+
+def test_the_digest_sees_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("x: 1\n")
+    first = conf_digest(tmp_path)
+    (tmp_path / "a.yaml").write_text("x: 2\n")
+    second = conf_digest(tmp_path)
+    (tmp_path / "a.yaml").rename(tmp_path / "b.yaml")
+    assert len({first, second, conf_digest(tmp_path)}) == 3
