@@ -136,14 +136,17 @@ def _help_node(script: Path, description: str) -> dict[str, str]:
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent (DVC's shell) is killed.
+    """Ask the kernel to end this process when its parent, dvc, is killed.
 
     Without this, `kill -9` of dvc leaves the stage running, and the next `dvc repro` races with it.
+    The commands in dvc.yaml begin with `exec`: some shells (dash) would stay in between otherwise.
     """
     if sys.platform != "linux":
         return
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if "DVC_STAGE" in os.environ and os.getppid() == 1:  # dvc died while this script was loading
+        sys.exit("dvc was killed")
 
 
 def _caused_by_full_disk(error: BaseException | None) -> OSError | None:
