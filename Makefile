@@ -42,8 +42,8 @@ test-gpu: env ## what needs an NVIDIA GPU
 
 .PHONY: lint
 lint: env ## ruff and mypy
-	@ruff check src stages hydra_plugins tests tools
-	@ruff format --check src stages hydra_plugins tests tools
+	@ruff check src stages hydra_plugins tests tools models
+	@ruff format --check src stages hydra_plugins tests tools models
 	@mypy
 
 .PHONY: experiments

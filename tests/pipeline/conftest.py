@@ -32,6 +32,7 @@ measure:
 """
 # Few and short runs: these tests look at what runs, not at how fast.
 CHOICES = {
+    "model: lemon": "model: tiny",
     "fleet: default": "fleet: small",
 }
 SHORT = {
