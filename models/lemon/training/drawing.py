@@ -112,9 +112,10 @@ def _places(
     if scene.relation == "beside":
         x = (anchor.x + anchor.half + SIZE) / 2 + jitter(1)
         y = anchor.ground - radius * 0.8 + jitter(4)
-        if n == 3:
-            return _triangle(x, y - step * 0.3, step)
-        return [(x + dx, y + jitter(1.5)) for dx in row]
+        if n == 1:
+            return [(x, y)]
+        pair = [(x - step / 2, y + jitter(1.5)), (x + step / 2, y + jitter(1.5))]
+        return pair if n == 2 else _triangle(x, y - step * 0.3, step)
     if scene.relation == "in front of":
         x, y = anchor.x + jitter(6), anchor.front(radius) + jitter(2)
         return [(x + dx, y + jitter(2)) for dx in row]
