@@ -162,6 +162,7 @@ def _run(
     warmup = max(1, settings.steps // 20)
     started = time.monotonic()
     sums: dict[str, torch.Tensor] = {}
+    counted = 0
     for step in range(first, settings.steps):
         progress = max(0, step - warmup) / max(1, settings.steps - warmup)
         factor = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * progress))
@@ -180,9 +181,10 @@ def _run(
                 torch._foreach_lerp_(means, sources, 1 - now)
         for key, value in losses.items():
             sums[key] = sums.get(key, 0) + value.detach()
+        counted += 1
         if (step + 1) % 50 == 0:
-            row = {k: float(v) / 50 for k, v in sums.items()}
-            sums = {}
+            row = {k: float(v) / counted for k, v in sums.items()}
+            sums, counted = {}, 0
             log.append({"step": step + 1, **row})
             if (step + 1) % 500 == 0 or step + 1 == first + 50:
                 rate = (step + 1 - first) / (time.monotonic() - started)
