@@ -4,8 +4,10 @@ Each module has the same functions and one constant::
 
     PRECISIONS: tuple[str, ...]
     fingerprint(target) -> dict        # raises HardwareError where it cannot build
+    wrap_fingerprint(target) -> dict   # what wrap depends on beyond the engine
     build(onnx, folder, target, inputs, precision) -> BuildResult
-    load(folder, manifest, device) -> torch.nn.Module
+    wrap(folder, manifest) -> dict     # adds to a bundle; returns what loading that depends on
+    load(folder, manifest, device, cuda_graph=False) -> torch.nn.Module
     check_loadable(manifest) -> None   # raises FingerprintError before anything is deserialized
 """
 
@@ -20,7 +22,7 @@ from typing import Any
 
 from diffusion_engines.errors import BuildError, ConfigError, HardwareError
 
-BACKENDS = ("onnxruntime", "tensorrt_rtx")
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 
 
 @dataclass(frozen=True)
