@@ -39,12 +39,14 @@ _TRIAL = """
 import json, sys, torch
 torch.ops.load_library(sys.argv[1])
 module = torch.jit.load(sys.argv[2])
-tensors = [torch.zeros(shape, dtype=getattr(torch, dtype), device="cuda")
+tensors = [torch.zeros(shape, dtype=getattr(torch, dtype), device=sys.argv[4])
            for shape, dtype in json.loads(sys.argv[3])]
 output = module(*tensors)
 print([tuple(value.shape) for value in (output if isinstance(output, (list, tuple)) else [output])])
-torch.cuda.synchronize()
+if sys.argv[4] == "cuda":
+    torch.cuda.synchronize()
 """
+_DEVICE = "cuda"
 
 
 def wrap_fingerprint(backend: str, torchscript: bool) -> dict[str, Any]:
@@ -120,6 +122,7 @@ def _try(folder: Path, manifest: Mapping[str, Any], backend: str, env: Mapping[s
             str(_package(backend) / _RUNTIME),
             str(folder / TORCHSCRIPT),
             json.dumps(inputs),
+            _DEVICE,
         ],
         log,
         what=f"torch.jit.load, running {TORCHSCRIPT} of {manifest['name']}",
