@@ -15,6 +15,7 @@ from diffusion_engines.backends import BuildResult, check_dtypes, require
 from diffusion_engines.backends.gpus import Gpu, driver_branch, find_gpu
 from diffusion_engines.backends.plans.building import (
     add_profile,
+    last_messages,
     parse_graph,
     recording_logger,
     write_plan,
@@ -250,7 +251,7 @@ def build_with_python(
     if version < STRONGLY_TYPED and precision != "fp32":
         config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
     add_profile(builder, config, inputs)
-    write_plan(trt, library, builder, network, config, folder / ENGINE, logger)
+    write_plan(trt, library, builder, network, config, folder / ENGINE, logger, onnx)
     if cache is not None:
         (folder / TIMING_CACHE).write_bytes(config.get_timing_cache().serialize())
     _write_layers(trt, logger, folder, build)
@@ -305,7 +306,7 @@ def _write_layers(trt: Any, logger: Any, folder: Path, build: TensorRTBuild) -> 
     if engine is None:
         raise BuildError(
             "TensorRT cannot load the engine that it has just built",
-            found="\n".join(logger.lines[-12:]),
+            found=last_messages(logger),
             fix="the log above says why; GPU memory is the usual cause",
         )
     inspector = engine.create_engine_inspector()

@@ -113,7 +113,7 @@ def build(
     add_profile(builder, config, inputs)
     layers, precisions = layers_of_network(network)
     check_dtypes(onnx, precision, precisions)
-    write_plan(trt, library, builder, network, config, folder / ENGINE, logger)
+    write_plan(trt, library, builder, network, config, folder / ENGINE, logger, onnx)
     return BuildResult(
         ENGINE, f"tensorrt_rtx {trt.__version__}", "\n".join(logger.lines), layers, precisions
     )

@@ -48,7 +48,14 @@ def parse_graph(trt: Any, library: str, onnx: Path, logger: Any, flags: int) -> 
 
 
 def write_plan(
-    trt: Any, library: str, builder: Any, network: Any, config: Any, path: Path, logger: Any
+    trt: Any,
+    library: str,
+    builder: Any,
+    network: Any,
+    config: Any,
+    path: Path,
+    logger: Any,
+    onnx: Path,
 ) -> None:
     """Build the network and write the plan to ``path``.
 
@@ -59,10 +66,16 @@ def write_plan(
     ok = _write_stream if hasattr(builder, "build_serialized_network_to_stream") else _write_memory
     if not ok(trt, builder, network, config, path) or path.stat().st_size == 0:
         raise BuildError(
-            f"{library} failed to build {path.name}",
-            found="\n".join(logger.lines[-12:]) or "no message",
+            f"{library} failed to build {onnx}",
+            found=last_messages(logger),
             fix="the log above names the layer; more memory is the other usual cause",
         )
+
+
+def last_messages(logger: Any) -> str:
+    """Return the last warnings and errors of a recording logger, or where there are none, notes."""
+    notable = [line for line in logger.lines if not line.startswith("[INFO]")]
+    return "\n".join((notable or logger.lines)[-12:]) or "no message"
 
 
 def _write_stream(trt: Any, builder: Any, network: Any, config: Any, path: Path) -> bool:
