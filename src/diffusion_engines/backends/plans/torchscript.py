@@ -87,8 +87,9 @@ def wrap_plan(folder: Path, manifest: Mapping[str, Any], backend: str) -> dict[s
         [torchtrtc(backend), *files, "--embed-engine", "--device-type=gpu"],
         log,
         what=f"torchtrtc, wrapping {manifest['name']}",
-        fix="a crash here means a plan that this machine cannot load: build it on this machine\n"
-        f"({rebuild(manifest)}); without the TorchScript file: targets.*.torchscript=false",
+        fix="a missing library: install PyTorch with CUDA, and TensorRT; a crash: a plan that\n"
+        f"this machine cannot load, so build it here ({rebuild(manifest)}).\n"
+        "Without the TorchScript file: targets.*.torchscript=false",
         env=env,
     )
     if not target.is_file() or target.stat().st_size <= plan.stat().st_size // 2:
