@@ -59,7 +59,8 @@ def require(module: str, install: str) -> Any:
     """Import an optional library.
 
     Raises:
-        HardwareError: it is not installed; says how to install it.
+        HardwareError: it is not installed, or one of its own libraries is missing; says how to
+            install it.
     """
     if importlib.util.find_spec(module) is None:
         raise HardwareError(
@@ -68,7 +69,15 @@ def require(module: str, install: str) -> Any:
             found="nothing of that name",
             fix=f"`{install}`; or take engines that others built: `dvc pull`",
         )
-    return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:  # the bindings without the library that they bind
+        raise HardwareError(
+            f"the library {module} cannot be loaded here",
+            expected=f"an importable {module}",
+            found=f"{type(error).__name__}: {error}",
+            fix=f"`{install}` again, or use one of NVIDIA's containers",
+        ) from error
 
 
 def check_precision(name: str, precision: str, backend_name: str) -> None:

@@ -7,6 +7,7 @@ code runs on that for real, up to loading the result, which takes a GPU.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import pytest
 from diffusion_engines.backends import preflight, tensorrt, tensorrt_rtx
 from diffusion_engines.backends.gpus import Gpu
 from diffusion_engines.backends.plans import layers, timing
+from diffusion_engines.backends.plans.running import binding_names
 from diffusion_engines.config import Dynamic, TensorRTTarget
 from diffusion_engines.errors import BuildError, FingerprintError, HardwareError, IntegrityError
 from diffusion_engines.files import write_manifest
@@ -198,6 +200,18 @@ def test_a_tensorrt_before_8_6_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     assert "found:    8.5.3" in str(raised.value)
 
 
+def test_inputs_are_in_the_order_of_their_numbers() -> None:
+    modes = SimpleNamespace(INPUT="in", OUTPUT="out")
+    names = ["input_10", "output_0", "input_2", "input_0"]
+    engine = SimpleNamespace(
+        num_io_tensors=len(names),
+        get_tensor_name=lambda index: names[index],
+        get_tensor_mode=lambda name: "out" if name.startswith("out") else "in",
+    )
+    trt = SimpleNamespace(TensorIOMode=modes)
+    assert binding_names(trt, engine) == (["input_0", "input_2", "input_10"], "output_0")
+
+
 def manifest(**build: Any) -> dict[str, Any]:
     return {
         "name": "a10-unet",
@@ -297,6 +311,27 @@ def test_a_missing_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     with pytest.raises(HardwareError, match="library tensorrt is not installed") as raised:
         tensorrt.check_loadable(manifest())
     assert "pip install tensorrt" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("raise ImportError('libnvinfer.so.10: cannot open')", "libnvinfer.so.10: cannot open"),
+        ("raise FileNotFoundError('Could not find: libnvinfer.so')", "Could not find: libnvinfer"),
+        ("__version__ = '10.13.3.9'", "bindings and libnvinfer"),
+    ],
+)
+def test_bindings_without_the_library_are_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, expected: str
+) -> None:
+    (tmp_path / "tensorrt.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(HardwareError) as raised:
+        tensorrt.check_loadable(manifest())
+    assert expected in str(raised.value)
+    assert "NVIDIA's containers" in str(raised.value)
+    sys.modules.pop("tensorrt", None)
 
 
 def make_bundle(folder: Path, info: dict[str, Any]) -> Path:
