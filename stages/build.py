@@ -2,8 +2,10 @@
 
 Select it with `+engine=rtx-unet`.
 
-Reads   artifacts/onnx/<component>-<precision>/, artifacts/fingerprints/<target>.json
-Writes  artifacts/engines/<target>/<component>/: the engine and manifest.json
+Reads   artifacts/onnx/<component>-<precision>/, artifacts/fingerprints/<target>.json, and
+        artifacts/timing/<target>/ if it is there: not a dependency, for it only saves time
+Writes  artifacts/engines/<target>/<component>/: the engine and manifest.json; of TensorRT also
+        layers.json and timing.cache
         artifacts/logs/build/<engine>/: what the builder printed
 """
 
@@ -11,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from diffusion_engines import config, layout
 from diffusion_engines.backends import backend, check_precision
+from diffusion_engines.backends.plans.timing import find_timing_cache
 from diffusion_engines.files import new_folder, read_manifest, write_manifest
 from diffusion_engines.onnx.graph import MODEL
 from diffusion_engines.progress import step
@@ -35,9 +38,14 @@ def main(cfg: Config) -> None:
     source = layout.onnx(engine.onnx)
     with step(f"check the files of {engine.onnx}"):
         graph = read_manifest(source, "onnx")
+    options = {}
+    if isinstance(target, config.TensorRTTarget):
+        options["timing_cache"] = find_timing_cache(engine.target, engine.component, fingerprint)
     with new_folder(layout.engine(engine.target, engine.component)) as folder:
         with step(f"build {cfg.engine} with {target.backend}"):
-            result = module.build(source / MODEL, folder, target, graph["inputs"], engine.precision)
+            result = module.build(
+                source / MODEL, folder, target, graph["inputs"], engine.precision, **options
+            )
         log = layout.log("build", cfg.engine)
         log.mkdir(parents=True, exist_ok=True)
         (log / "build.log").write_text(result.log + "\n")

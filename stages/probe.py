@@ -4,7 +4,8 @@ Select it with `+target=rtx`. Runs at every `dvc repro`. Where this machine cann
 target, the recorded fingerprint stays, so that finished engines can still be taken from a cache.
 
 Reads   this machine and its libraries
-Writes  artifacts/fingerprints/<target>.json, tracked in git
+Writes  artifacts/fingerprints/<target>.json: what building depends on, tracked in git
+        artifacts/fingerprints/<target>-wrap.json: what wrapping depends on, tracked in git
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,12 @@ class Config:
 
 @stage
 def main(cfg: Config) -> None:
-    probe_target(cfg.target, cfg.targets, layout.fingerprint(cfg.target))
+    probe_target(
+        cfg.target,
+        cfg.targets,
+        layout.fingerprint(cfg.target),
+        layout.wrap_fingerprint(cfg.target),
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 Select it with `+engine=rtx-unet`.
 
-Reads   artifacts/engines/<target>/<component>/
+Where the target has `torchscript`, torchtrtc writes engine.ts beside the plan; that takes the GPU.
+
+Reads   artifacts/engines/<target>/<component>/, artifacts/fingerprints/<target>-wrap.json
 Writes  artifacts/bundles/<target>/<component>/
 """
 

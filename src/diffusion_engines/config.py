@@ -26,6 +26,7 @@ SchedulerName = Literal["lms", "pndm", "euler", "dpmpp_2m", "ddim"]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PixelSize = Annotated[int, Field(gt=0, multiple_of=8)]
+ComputeCapability = Annotated[str, Field(pattern=r"^\d+\.\d$")]
 Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
@@ -135,11 +136,42 @@ class TensorRTRTXTarget:
     """TensorRT-RTX, ahead of time for the compute capabilities named; needs no GPU to build."""
 
     backend: Literal["tensorrt_rtx"]
-    compute_capabilities: Annotated[list[str], Field(min_length=1)]
+    compute_capabilities: Annotated[list[ComputeCapability], Field(min_length=1)]
     build: TensorRTRTXBuild
+    # Also as TorchScript. torchtrtc loads the engine to wrap it: that takes such a GPU.
+    torchscript: bool = False
 
 
-Target = Annotated[OnnxRuntimeTarget | TensorRTRTXTarget, Field(discriminator="backend")]
+@dataclass(config=_STRICT)
+class TensorRTBuild:
+    """Builder settings of TensorRT (conf/build/tensorrt.yaml)."""
+
+    optimization_level: Annotated[int, Field(ge=0, le=5)]
+    workspace_mib: PositiveInt | None
+    timing_cache: bool
+    max_aux_streams: NonNegativeInt | None
+    profiling_verbosity: Literal["detailed", "layer_names_only", "none"]
+    tf32: bool
+    version_compatible: bool
+    exclude_lean_runtime: bool
+    hardware_compatibility: Literal["none", "same_compute_capability", "ampere_plus"]
+    weights: Literal["embedded", "refittable", "stripped"]
+
+
+@dataclass(config=_STRICT)
+class TensorRTTarget:
+    """TensorRT, built on the GPU that runs it."""
+
+    backend: Literal["tensorrt"]
+    gpu: str  # a word of the name that the driver has for it, e.g. A10
+    compute_capability: ComputeCapability
+    torchscript: bool  # also as TorchScript, through torchtrtc
+    build: TensorRTBuild
+
+
+Target = Annotated[
+    OnnxRuntimeTarget | TensorRTRTXTarget | TensorRTTarget, Field(discriminator="backend")
+]
 
 
 @dataclass(config=_STRICT)
@@ -202,6 +234,11 @@ class Measure:
     """A target that is validated and benchmarked on this machine (conf/fleet/)."""
 
 
+@dataclass(config=_STRICT)
+class Timing:
+    """A target whose timing caches are kept between builds (conf/fleet/)."""
+
+
 SECTIONS: dict[str, Any] = {
     "conf_digest": str,
     "model": Model,
@@ -215,6 +252,7 @@ SECTIONS: dict[str, Any] = {
     "targets": dict[str, Target],
     "engines": dict[str, Engine],
     "measure": dict[str, Measure],
+    "timing": dict[str, Timing],
 }
 
 # Where the keys of a section are written; those of a fleet and its targets carry names.
@@ -223,6 +261,7 @@ _SECTION_FOLDERS = {
     "exports": "fleet",
     "engines": "fleet",
     "measure": "fleet",
+    "timing": "fleet",
     "targets": "target",
 }
 
@@ -293,6 +332,7 @@ def _is_union_tag(section: str, loc: tuple[Any, ...], part: Any) -> bool:
         and part
         in (
             "onnxruntime",
+            "tensorrt",
             "tensorrt_rtx",
         )
     )

@@ -38,6 +38,16 @@ def fingerprint(target: str) -> Path:
     return ARTIFACTS / "fingerprints" / f"{target}.json"
 
 
+def wrap_fingerprint(target: str) -> Path:
+    """What wrapping a target's engines depends on beyond them; tracked in git."""
+    return ARTIFACTS / "fingerprints" / f"{target}-wrap.json"
+
+
+def timing(target: str) -> Path:
+    """Timing caches of a target's builds, a folder per fingerprint."""
+    return ARTIFACTS / "timing" / target
+
+
 def engine(target: str, component: str) -> Path:
     """The engine of one component."""
     return ARTIFACTS / "engines" / target / component

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,9 @@ import onnxruntime
 import pytest
 import torch
 
+from diffusion_engines.backends import backend
 from diffusion_engines.components import COMPONENTS
-from diffusion_engines.config import Dynamic, Image
+from diffusion_engines.config import Dynamic, Image, TensorRTRTXBuild, TensorRTRTXTarget
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.operators import graph_statistics
 from diffusion_engines.onnx.simplify import simplify_graph
@@ -81,3 +84,45 @@ def test_the_simplified_graph_computes_what_pytorch_does(
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     print(f"{name}: relative L2 error to PyTorch fp16 {error:.2e}")
     assert error <= 3e-3
+
+
+# The ways of exporting in conf/export/ that differ for graphs of one size.
+EXPORTS = {
+    "dynamo": ("dynamo", 18, []),
+    "article": ("torchscript", 12, ["expand_for_broadcast_to", "explicit_attention"]),
+}
+ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none"))
+
+
+@pytest.mark.parametrize("option", EXPORTS)
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_tensorrt_rtx_parses_and_builds_the_exported_graph(
+    weights: Path, tmp_path: Path, name: str, option: str
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    exporter, opset, patches = EXPORTS[option]
+    spec = COMPONENTS[name]
+    folder = weights / spec.folder
+    architecture = load_architecture(folder)
+    inputs = spec.inputs(architecture, IMAGE, STATIC)
+    module = load_network(spec, folder, "fp16")
+    vocabulary = architecture.get("vocab_size", 0)
+    export_module(
+        module,
+        inputs,
+        tmp_path,
+        precision="fp16",
+        exporter=exporter,
+        opset=opset,
+        patches=patches,
+        vocabulary=vocabulary,
+    )
+    parameters = sum(p.numel() for p in module.parameters())
+    del module
+    started = time.perf_counter()
+    result = backend("tensorrt_rtx").build(
+        tmp_path / "model.onnx", tmp_path, ADA, [asdict(value) for value in inputs], "fp16"
+    )
+    size = (tmp_path / result.engine).stat().st_size
+    print(f"{name}, {option}: {time.perf_counter() - started:.1f} s, {size / 1e6:.0f} MB")
+    assert size >= 2 * parameters  # two bytes each, and code

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from diffusion_engines.backends import BACKENDS
 from diffusion_engines.config import SECTIONS
 from tests.conftest import ROOT
 
@@ -21,6 +22,7 @@ LIBRARY = ROOT / "src" / "diffusion_engines"
 PLUMBING = {
     "__init__.py",
     "backends/__init__.py",
+    "backends/plans/__init__.py",
     "config.py",
     "errors.py",
     "files.py",
@@ -28,6 +30,7 @@ PLUMBING = {
     "onnx/__init__.py",
     "onnx/versions.py",
     "parity/__init__.py",
+    "processes.py",
     "progress.py",
     "runtime/__init__.py",
     "stage.py",
@@ -35,17 +38,22 @@ PLUMBING = {
     "report/__init__.py",
     "bench/__init__.py",
 }
+# Timing caches save time: which one a build reads decides nothing that it must be rebuilt for.
+TIMING = {"backends/plans/timing.py"}
+# These compare an engine with this machine, and say what is wrong: they write nothing.
+CHECKS = {"backends/gpus.py", "backends/preflight.py"}
 # Probes run every time; check_conf and build import every backend to ask which precisions it has,
 # and depend on the one that they use.
 EXEMPT = {
     "probe": {"backends/probe.py", "backends/onnxruntime.py", "backends/tensorrt_rtx.py"},
     "probe_machine": {"fingerprint.py"},
+    "wrap": CHECKS,
     # It loads PyTorch networks alone, by the module that also loads engines.
-    "reference": {"runtime/bundle.py"},
-    "check_conf": {"components.py"},
+    "reference": {"runtime/bundle.py", "backends/plans/torchscript.py", *CHECKS},
+    "check_conf": {"components.py", "backends/gpus.py"},
     # Weights' architecture classes and the report's other readers decide nothing here.
     "download": {"components.py", "runtime/networks.py"},
-    "build": {"onnx/graph.py"},
+    "build": {"onnx/graph.py", *TIMING},
     "validate": {"components.py"},
     "benchmark": {"components.py"},
     "report": {"components.py"},
@@ -111,6 +119,24 @@ def test_the_code_of_a_stage_is_among_its_dependencies(name: str) -> None:
         if not any(module == dep or module.startswith(f"{dep}/") for dep in deps)
     }
     assert not missing
+
+
+# What a backend imports to load engines, which builds do not.
+LOADING = {
+    "backends/plans/refitting.py",
+    "backends/plans/running.py",
+    "backends/plans/torchscript.py",
+    "onnx/graph.py",
+}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_code_of_a_backend_is_among_the_dependencies_of_build(name: str) -> None:
+    deps = definition("build")["deps"]
+    assert "src/diffusion_engines/backends/${item.backend}.py" in deps
+    assert "src/diffusion_engines/backends/${item.backend}.py" in definition("wrap")["deps"]
+    needed = closure(LIBRARY / "backends" / f"{name}.py") - CHECKS - LOADING - TIMING
+    assert {f"src/diffusion_engines/{module}" for module in needed} <= set(deps)
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from diffusion_engines.compose import compose_params
 from diffusion_engines.config import params_from_config
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.fleet import OPSETS, OPSETS_WITH_EXPLICIT_ATTENTION, check_fleet
@@ -65,3 +69,110 @@ def test_all_problems_are_listed_at_once(params: dict[str, Any]) -> None:
     found = problems(params)
     for text in ("lacks opset 3", "measure.a10", "has fp32, fp16, not bf16", "`make params`"):
         assert text in found
+
+
+def composed(folder: Path, *overrides: str) -> dict[str, Any]:
+    for name in ("conf", "hydra_plugins"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__py*"))
+    compose_params([*overrides], folder)
+    return yaml.safe_load((folder / "params.yaml").read_text())
+
+
+@pytest.mark.parametrize("model", ["tiny", "sd14-synthetic", "sd14"])
+@pytest.mark.parametrize("fleet", sorted(p.stem for p in (ROOT / "conf/fleet").glob("*.yaml")))
+def test_every_fleet_composes_with_every_model(tmp_path: Path, fleet: str, model: str) -> None:
+    params = composed(tmp_path, f"fleet={fleet}", f"model={model}")
+    check_fleet(params_from_config(params))
+    assert params["model"]["name"] == model
+    # What one fleet builds for a target, another does not change.
+    built = {engine["target"] for engine in params["engines"].values()}
+    assert built == set(params["targets"])
+    kept = {
+        key
+        for key, target in params["targets"].items()
+        if target["backend"] == "tensorrt" and target["build"]["timing_cache"]
+    }
+    assert set(params["timing"]) == kept
+
+
+def test_the_article_is_composed_as_it_was_written(tmp_path: Path) -> None:
+    params = composed(tmp_path, "fleet=article")
+    assert params["model"]["name"] == "sd14"
+    assert (params["export"]["exporter"], params["export"]["opset"]) == ("torchscript", 12)
+    assert list(params["engines"]) == ["a10-unet"]
+    assert params["targets"]["a10"]["torchscript"] is True
+    assert (params["benchmark"]["steps"], params["benchmark"]["baseline_autocast"]) == (100, True)
+
+
+def a10(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    def change(params: dict[str, Any]) -> None:
+        target = params["targets"]["a10"]
+        target |= {key: value for key, value in changes.items() if key in target}
+        target["build"] |= {key: value for key, value in changes.items() if key in target["build"]}
+
+    return change
+
+
+def rtx_on(capability: str) -> Callable[[dict[str, Any]], None]:
+    def change(params: dict[str, Any]) -> None:
+        params["targets"]["a10"] = {
+            "backend": "tensorrt_rtx",
+            "compute_capabilities": [capability],
+            "torchscript": False,
+            "build": {
+                "max_aux_streams": None,
+                "tiling_optimization_level": "none",
+                "profiling_verbosity": "none",
+            },
+        }
+        params["engines"]["a10-unet"]["backend"] = "tensorrt_rtx"
+        params["timing"] = {}
+
+    return change
+
+
+def old_gpu_in_bf16(params: dict[str, Any]) -> None:
+    params["targets"]["a10"] |= {"gpu": "T4", "compute_capability": "7.5"}
+    params["engines"]["a10-unet"]["precision"] = "bf16"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (rtx_on("9.0"), "TensorRT-RTX does not run on 9.0, expected 7.5, 8.0, 8.6, 8.9, 12.0"),
+        (rtx_on("10.0"), "need the backend tensorrt"),
+        (a10(compute_capability="8.0"), "an A10 has 8.6, found 8.0"),
+        (a10(gpu="T4", compute_capability="7.5", hardware_compatibility="ampere_plus"), "has 7.5"),
+        (a10(exclude_lean_runtime=True), "build.exclude_lean_runtime: only a plan with"),
+        (a10(weights="stripped"), "targets.a10.torchscript: a TorchScript file has no way"),
+        (a10(version_compatible=True), "torch-tensorrt does not let a plan run the runtime"),
+        (a10(timing_cache=False), "timing.a10: expected a TensorRT target"),
+        (lambda p: p["timing"].update(h100={}), "timing.h100: expected a TensorRT target"),
+        (old_gpu_in_bf16, "bf16 needs compute capability 8.0 or later, targets.a10 has 7.5"),
+    ],
+)
+def test_what_no_gpu_can_do_is_refused_before_it_starts(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], expected: str
+) -> None:
+    params = composed(tmp_path, "fleet=article")
+    change(params)
+    assert expected in problems(params)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        a10(weights="stripped", torchscript=False),
+        a10(weights="refittable"),
+        a10(version_compatible=True, exclude_lean_runtime=True),
+        a10(version_compatible=True, torchscript=False),
+        a10(hardware_compatibility="ampere_plus"),
+        rtx_on("8.6"),
+    ],
+)
+def test_what_a_gpu_can_do_is_allowed(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    params = composed(tmp_path, "fleet=article")
+    change(params)
+    check_fleet(params_from_config(params))

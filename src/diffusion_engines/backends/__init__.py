@@ -4,8 +4,10 @@ Each module has the same functions and one constant::
 
     PRECISIONS: tuple[str, ...]
     fingerprint(target) -> dict        # raises HardwareError where it cannot build
+    wrap_fingerprint(target) -> dict   # what wrap depends on beyond the engine
     build(onnx, folder, target, inputs, precision) -> BuildResult
-    load(folder, manifest, device) -> torch.nn.Module
+    wrap(folder, manifest) -> dict     # adds to a bundle; returns what loading that depends on
+    load(folder, manifest, device, cuda_graph=False) -> torch.nn.Module
     check_loadable(manifest) -> None   # raises FingerprintError before anything is deserialized
 """
 
@@ -20,7 +22,7 @@ from typing import Any
 
 from diffusion_engines.errors import BuildError, ConfigError, HardwareError
 
-BACKENDS = ("onnxruntime", "tensorrt_rtx")
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def require(module: str, install: str) -> Any:
     """Import an optional library.
 
     Raises:
-        HardwareError: it is not installed; says how to install it.
+        HardwareError: it is not installed, or one of its own libraries is missing; says how to
+            install it.
     """
     if importlib.util.find_spec(module) is None:
         raise HardwareError(
@@ -66,7 +69,15 @@ def require(module: str, install: str) -> Any:
             found="nothing of that name",
             fix=f"`{install}`; or take engines that others built: `dvc pull`",
         )
-    return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:  # the bindings without the library that they bind
+        raise HardwareError(
+            f"the library {module} cannot be loaded here",
+            expected=f"an importable {module}",
+            found=f"{type(error).__name__}: {error}",
+            fix=f"`{install}` again, or use one of NVIDIA's containers",
+        ) from error
 
 
 def check_precision(name: str, precision: str, backend_name: str) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_engines.backends import BuildResult, require
+from diffusion_engines.backends.preflight import recorded
 from diffusion_engines.config import OnnxRuntimeTarget
-from diffusion_engines.errors import BuildError, FingerprintError, HardwareError
+from diffusion_engines.errors import BuildError, ConfigError, FingerprintError, HardwareError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +38,16 @@ def fingerprint(target: OnnxRuntimeTarget) -> dict[str, Any]:
     if target.device == "cuda":
         return found | _gpu()
     return found | {"instruction_set": instruction_set()}
+
+
+def wrap_fingerprint(target: OnnxRuntimeTarget) -> dict[str, Any]:
+    """Wrapping copies files, and depends on nothing."""
+    return {}
+
+
+def wrap(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Add nothing: the bundle's files are the engine's."""
+    return {}
 
 
 def _onnxruntime(device: str) -> Any:
@@ -155,28 +166,39 @@ def check_loadable(manifest: dict[str, Any]) -> None:
         FingerprintError: they differ.
         HardwareError: onnxruntime is missing.
     """
-    built = manifest["fingerprint"]
-    ort = _onnxruntime(built["device"])
+    ort = _onnxruntime(recorded(manifest, "fingerprint", "device"))
     here = {"onnxruntime": ort.__version__}
-    if built["device"] == "cuda":
+    if manifest["fingerprint"]["device"] == "cuda":
         here |= _gpu()
     else:
         here["instruction_set"] = instruction_set()
     for key, value in here.items():
-        if built[key] != value:
+        if (built := recorded(manifest, "fingerprint", key)) != value:
             raise FingerprintError(
                 f"the engine {manifest['name']} was built for another {key.replace('_', ' ')}",
-                expected=str(built[key]),
+                expected=str(built),
                 found=str(value),
                 fix=f"build it here: `dvc repro build@{manifest['name']}`",
             )
 
 
-def load(folder: Path, manifest: dict[str, Any], device: str) -> nn.Module:
-    """Return the engine as a module that takes and returns tensors on ``device``."""
+def load(
+    folder: Path, manifest: dict[str, Any], device: str, *, cuda_graph: bool = False
+) -> nn.Module:
+    """Return the engine as a module that takes and returns tensors on ``device``.
+
+    Raises:
+        ConfigError: a CUDA graph is asked for.
+    """
     import onnxruntime as ort
     import torch
 
+    if cuda_graph:
+        raise ConfigError(
+            "engines of ONNX Runtime do not run in a CUDA graph here",
+            expected="cuda_graph=False, or a TensorRT engine",
+            found="cuda_graph=True",
+        )
     provider = manifest["fingerprint"]["device"]
     options = ort.SessionOptions()
     # The file is optimized already. Another pass would only cost time.

@@ -11,20 +11,28 @@ from diffusion_engines.errors import HardwareError
 from diffusion_engines.files import read_json, write_json
 
 
-def probe_target(name: str, targets: Mapping[str, Target], path: Path) -> None:
-    """Write the fingerprint of a target, or keep the recorded one where this machine has none.
+def probe_target(name: str, targets: Mapping[str, Target], build: Path, wrap: Path) -> None:
+    """Write a target's fingerprints, or keep the recorded ones where this machine has none.
+
+    Args:
+        name: of the target.
+        targets: all of them.
+        build: gets what building depends on.
+        wrap: gets what wrapping depends on beyond the engine.
 
     Raises:
         HardwareError: this machine cannot build for the target and no fingerprint is recorded;
             says which targets it can build, and how to get the others.
     """
     target = targets[name]
+    module = backend(target.backend)
     try:
-        write_json(path, backend(target.backend).fingerprint(target))
+        found = module.fingerprint(target), module.wrap_fingerprint(target)
     except HardwareError as error:
-        if path.is_file():
-            read_json(path)  # a broken record is no record
-            print(f"  {name} cannot be built here; the recorded fingerprint stays: {path}")
+        if build.is_file() and wrap.is_file():
+            for path in (build, wrap):
+                read_json(path)  # a broken record is no record
+            print(f"  {name} cannot be built here; the recorded fingerprint stays: {build}")
             return
         here = [other for other in sorted(targets) if _can_build(targets[other])]
         globs = " ".join(f"'build@{other}-*'" for other in here)
@@ -36,14 +44,18 @@ def probe_target(name: str, targets: Mapping[str, Target], path: Path) -> None:
             fix=f"{error.fix}\n"
             f"Targets that can be built here: {', '.join(here) or 'none'}"
             + (f" (`dvc repro --glob {globs}`)" if here else "")
-            + f".\nTo take {name} from a cache: get {path} and dvc.lock from git, where the\n"
-            "machine that built it committed them, then `dvc pull` from the shared remote.",
+            + f".\nTo take {name} from a cache: get {build}, {wrap.name} and dvc.lock from git,\n"
+            "where the machine that built it committed them, then `dvc pull` from the shared\n"
+            "remote.",
         ) from error
+    for path, value in zip((build, wrap), found, strict=True):
+        write_json(path, value)
 
 
 def _can_build(target: Target) -> bool:
     try:
         backend(target.backend).fingerprint(target)
+        backend(target.backend).wrap_fingerprint(target)
     except HardwareError:
         return False
     return True

@@ -1,15 +1,23 @@
-"""A bundle: an engine with a manifest, self-contained, checked before it is loaded."""
+"""A bundle: an engine with a manifest, self-contained, checked before it is loaded.
+
+``python -m diffusion_engines.runtime.bundle artifacts/bundles/a10/unet`` only checks.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffusion_engines.backends import backend
-from diffusion_engines.files import copy_files, read_manifest, write_manifest
+from diffusion_engines.errors import DiffusionEnginesError, FingerprintError, HardwareError
+from diffusion_engines.files import MANIFEST, copy_files, read_json, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from torch import nn
+
+# Of use to builds alone.
+_BUILD_FILES = (MANIFEST, "timing.cache")
 
 
 def wrap_engine(engine: Path, folder: Path) -> None:
@@ -17,25 +25,95 @@ def wrap_engine(engine: Path, folder: Path) -> None:
 
     Raises:
         IntegrityError: the engine is damaged.
+        BuildError, FingerprintError, HardwareError: it cannot be wrapped as TorchScript here.
     """
     manifest = read_manifest(engine, "engine")
-    copy_files(engine, folder)
+    copy_files(engine, folder, skip=_BUILD_FILES)
     info = {key: value for key, value in manifest.items() if key not in ("files", "kind")}
+    info["torchscript"] = backend(manifest["backend"]).wrap(folder, manifest)
     write_manifest(folder, "bundle", info)
 
 
-def load_bundle(folder: Path, device: str = "cpu") -> nn.Module:
+def load_bundle(folder: Path, device: str = "cpu", *, cuda_graph: bool = False) -> nn.Module:
     """Return a bundle's engine as a module that runs on tensors of ``device``.
 
     The hash of every file and then the fingerprint are compared first: the runtimes answer a
     damaged or foreign engine with a crash.
+
+    Args:
+        folder: the bundle.
+        device: such as ``cpu`` or ``cuda``.
+        cuda_graph: TensorRT alone: record a CUDA graph at the first call and replay it.
 
     Raises:
         IntegrityError: a file is missing or altered.
         FingerprintError: the engine was built for another machine or library version.
         HardwareError: the backend's library or GPU is missing here.
     """
+    manifest = check_bundle(folder)
+    return backend(manifest["backend"]).load(folder, manifest, device, cuda_graph=cuda_graph)
+
+
+def load_torchscript(folder: Path) -> nn.Module:
+    """Return a bundle's ``engine.ts``, loaded as any TorchScript file, after the same checks.
+
+    Raises:
+        as :func:`load_bundle`; FingerprintError also for another PyTorch or torch-tensorrt than
+        the file was written with, or where there is no such file.
+    """
+    from diffusion_engines.backends.plans import torchscript
+
+    manifest = check_bundle(folder)
+    library = torchscript.check_torchscript(manifest, manifest["backend"])
+    return torchscript.load_torchscript(folder, manifest, library)
+
+
+def check_bundle(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a bundle that this machine can load; nothing is deserialized.
+
+    Raises:
+        as :func:`load_bundle`; the remedy names other bundles of the component that fit.
+    """
     manifest = read_manifest(folder, "bundle")
-    module = backend(manifest["backend"])
-    module.check_loadable(manifest)
-    return module.load(folder, manifest, device)
+    try:
+        backend(manifest["backend"]).check_loadable(manifest)
+    except (FingerprintError, HardwareError) as error:
+        fitting = fitting_bundles(folder)
+        if not fitting:
+            raise
+        raise type(error)(
+            error.problem,
+            expected=error.expected,
+            found=error.found,
+            fix=f"{error.fix}\nThis machine can load: {', '.join(map(str, fitting))}",
+        ) from error
+    return manifest
+
+
+def fitting_bundles(folder: Path) -> list[Path]:
+    """Return the bundles of other targets for the same component that this machine can load."""
+    fitting = []
+    for path in sorted(folder.absolute().parent.parent.glob(f"*/{folder.name}/{MANIFEST}")):
+        if path.parent == folder.absolute():
+            continue
+        try:
+            other = read_json(path)
+            backend(other["backend"]).check_loadable(other)
+        except (DiffusionEnginesError, KeyError, TypeError):
+            continue  # it does not fit either
+        fitting.append(path.parent)
+    return fitting
+
+
+def main() -> None:
+    """Check the bundles of the command line; exit with 1 and the reason at the first that fails."""
+    for name in sys.argv[1:]:
+        try:
+            manifest = check_bundle(Path(name))
+        except DiffusionEnginesError as error:
+            sys.exit(str(error))
+        print(f"{name}: {manifest['name']} ({manifest['builder']}) can be loaded here")
+
+
+if __name__ == "__main__":
+    main()

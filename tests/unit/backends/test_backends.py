@@ -187,27 +187,31 @@ def test_tensorrt_rtx_is_refused_before_it_sees_a_foreign_engine(
 
 def test_a_probe_records_or_keeps_or_explains(tmp_path: Path) -> None:
     targets = {"cpu": CPU, "h100": H100}
-    probe_target("cpu", targets, tmp_path / "cpu.json")
+    probe_target("cpu", targets, tmp_path / "cpu.json", tmp_path / "cpu-wrap.json")
     recorded = json.loads((tmp_path / "cpu.json").read_text())
     assert recorded["instruction_set"] == instruction_set()
+    assert json.loads((tmp_path / "cpu-wrap.json").read_text()) == {}
 
     with pytest.raises(HardwareError) as raised:
-        probe_target("h100", targets, tmp_path / "h100.json")
+        probe_target("h100", targets, tmp_path / "h100.json", tmp_path / "h100-wrap.json")
     for text in ("cannot build for the target h100", "can be built here: cpu", "dvc pull"):
         assert text in str(raised.value)
     assert not (tmp_path / "h100.json").exists()
 
-    write_json(tmp_path / "h100.json", {"recorded": "elsewhere"})
-    probe_target("h100", targets, tmp_path / "h100.json")
+    for name in ("h100.json", "h100-wrap.json"):
+        write_json(tmp_path / name, {"recorded": "elsewhere"})
+    probe_target("h100", targets, tmp_path / "h100.json", tmp_path / "h100-wrap.json")
     assert json.loads((tmp_path / "h100.json").read_text()) == {"recorded": "elsewhere"}
 
 
 def test_optional_libraries_are_imported_only_when_used() -> None:
     code = (
         "import sys\n"
-        "for name in ('tensorrt_rtx', 'onnxruntime', 'torch'): sys.modules[name] = None\n"
+        "for name in ('tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch'):\n"
+        "    sys.modules[name] = None\n"
         "import diffusion_engines.fleet, diffusion_engines.stage, diffusion_engines.compose\n"
-        "import diffusion_engines.backends.tensorrt_rtx, diffusion_engines.backends.onnxruntime\n"
+        "import diffusion_engines.backends.tensorrt_rtx, diffusion_engines.backends.tensorrt\n"
+        "import diffusion_engines.backends.onnxruntime, diffusion_engines.backends.plans.running\n"
         "import diffusion_engines.backends.probe, diffusion_engines.runtime.bundle\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

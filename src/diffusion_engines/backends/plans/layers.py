@@ -1,0 +1,68 @@
+"""What an engine really computes in: the precisions in TensorRT's layer information.
+
+Kept beside every engine as ``layers.json``, as ``trtexec --exportLayerInfo`` and the engine
+inspector write it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from diffusion_engines.errors import BuildError
+
+LAYERS = "layers.json"
+# "Row major linear FP16 format", "Half", "Thirty-two wide channel vectorized row major Int8 format"
+_PATTERNS = (
+    ("bf16", re.compile(r"\bbf(loat)?16\b", re.IGNORECASE)),
+    ("fp16", re.compile(r"\b(fp16|half|float16)\b", re.IGNORECASE)),
+    ("fp32", re.compile(r"\b(fp32|float|float32)\b", re.IGNORECASE)),
+    ("int8", re.compile(r"\bint8\b", re.IGNORECASE)),
+    ("fp8", re.compile(r"\bfp8\b", re.IGNORECASE)),
+)
+
+
+def read_layers(path: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Return how many layers an engine has by type, and output tensors by precision.
+
+    Without the verbosity "detailed", TensorRT writes names alone: both are empty then.
+
+    Raises:
+        BuildError: the file is not layer information.
+    """
+    try:
+        layers = json.loads(path.read_text())["Layers"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BuildError(
+            f"{path} is not TensorRT's layer information",
+            expected='a JSON object with the key "Layers"',
+            found=f"{type(error).__name__}: {error}",
+            fix="look at the build log: the builder has stopped before it wrote it",
+        ) from error
+    detailed = [layer for layer in layers if isinstance(layer, dict)]
+    types = Counter(str(layer.get("LayerType", "unknown")) for layer in detailed)
+    precisions = Counter(
+        precision
+        for layer in detailed
+        for output in layer.get("Outputs", [])
+        if (precision := precision_of(output))
+    )
+    return dict(types), dict(precisions)
+
+
+def precision_of(tensor: dict[str, Any]) -> str | None:
+    """Return the precision of a tensor of the layer information, None for integers and booleans."""
+    text = str(tensor.get("Format/Datatype", ""))
+    return next((name for name, pattern in _PATTERNS if pattern.search(text)), None)
+
+
+def precisions_of_graph(onnx: Path) -> dict[str, int]:
+    """Return how many weights of an ONNX graph have each floating-point precision."""
+    from onnx import TensorProto, load
+
+    names = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+    weights = load(onnx, load_external_data=False).graph.initializer
+    return dict(Counter(names[w.data_type] for w in weights if w.data_type in names))

@@ -1,0 +1,95 @@
+"""Run a program of somebody else: its output kept, its failure an error with the log's tail."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from diffusion_engines.errors import BuildError
+
+_TAIL_LINES = 25
+# 128 + n is how shells and launchers report a program that signal n ended
+_SHELL_SIGNAL = 128
+
+
+def run_logged(
+    command: Sequence[str | Path],
+    log: Path,
+    *,
+    what: str,
+    fix: str,
+    env: Mapping[str, str] | None = None,
+) -> str:
+    """Run a command with its output in ``log``; return the output.
+
+    Args:
+        command: program and arguments.
+        log: gets standard output and standard error, after the command line.
+        what: for the error, e.g. "trtexec, building unet".
+        fix: what to do when it fails.
+        env: variables besides those of this process.
+
+    Raises:
+        BuildError: it could not be started, ended with another status than 0, or crashed.
+    """
+    words = [str(word) for word in command]
+    with log.open("w") as file:
+        file.write(f"$ {' '.join(words)}\n")
+        file.flush()
+        try:
+            status = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=os.environ | dict(env or {}),
+                check=False,
+                preexec_fn=_die_with_parent(),  # loads libc before the fork
+            ).returncode
+        except OSError as error:
+            raise BuildError(
+                f"{what}: {words[0]} could not be started", found=str(error), fix=fix
+            ) from error
+    output = log.read_text(errors="replace")
+    if status:
+        raise BuildError(
+            f"{what} failed",
+            expected="exit status 0",
+            found=f"{describe_status(status)}; the end of its log:\n{tail(output)}",
+            fix=fix,
+        )
+    return output
+
+
+def describe_status(status: int) -> str:
+    """Say how a process ended: ``exit status 1``, ``killed by SIGSEGV (a crash)``."""
+    number = -status if status < 0 else status - _SHELL_SIGNAL
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"exit status {status}"
+    crash = number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+    return f"ended by {name}{' (it crashed)' if crash else ''}"
+
+
+def tail(text: str, lines: int = _TAIL_LINES) -> str:
+    """Return the last lines that say something."""
+    kept = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(kept[-lines:])
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """Have the kernel end the program with this process: else `kill -9` leaves it on the GPU."""
+    if sys.platform != "linux":
+        return None
+    prctl, kill = ctypes.CDLL(None).prctl, int(signal.SIGKILL)
+
+    def ask() -> None:
+        prctl(1, kill)  # PR_SET_PDEATHSIG
+
+    return ask

@@ -1,0 +1,172 @@
+"""TensorRT's and TensorRT-RTX's engines on a GPU that they support: `make test-gpu`.
+
+A test skips where its library, its program or a fitting GPU is missing, and says which.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion_engines.backends import backend
+from diffusion_engines.backends.gpus import RTX_CAPABILITIES
+from diffusion_engines.backends.plans.torchscript import DISTRIBUTIONS, wrap_fingerprint
+from diffusion_engines.config import (
+    TensorRTBuild,
+    TensorRTRTXBuild,
+    TensorRTRTXTarget,
+    TensorRTTarget,
+)
+from diffusion_engines.errors import FingerprintError, HardwareError
+from diffusion_engines.files import write_json, write_manifest
+from diffusion_engines.onnx.export import export_module
+from diffusion_engines.parity.metrics import difference
+from diffusion_engines.runtime.bundle import load_bundle, load_torchscript, wrap_engine
+from diffusion_engines.runtime.networks import example_inputs
+from tests.conftest import load
+
+pytestmark = pytest.mark.gpu
+
+BACKENDS = ("tensorrt", "tensorrt_rtx")
+BUILD = TensorRTBuild(
+    optimization_level=2,
+    workspace_mib=None,
+    timing_cache=True,
+    max_aux_streams=None,
+    profiling_verbosity="detailed",
+    tf32=False,
+    version_compatible=False,
+    exclude_lean_runtime=False,
+    hardware_compatibility="none",
+    weights="embedded",
+)
+
+
+def target_here(name: str, torchscript: bool = False) -> Any:
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    if name == "tensorrt":
+        return TensorRTTarget(name, torch.cuda.get_device_name(), capability, torchscript, BUILD)
+    if capability not in RTX_CAPABILITIES:
+        pytest.skip(f"TensorRT-RTX does not run on {capability}")
+    settings = TensorRTRTXBuild(None, "none", "layer_names_only")
+    return TensorRTRTXTarget(name, [capability], settings, torchscript)
+
+
+def make_bundle(name: str, loaded: Any, target: Any, folder: Path) -> Path:
+    folders = {step: folder / step for step in ("graph", "engine", "bundle")}
+    for path in folders.values():
+        path.mkdir(parents=True)
+    export_module(
+        loaded.module,
+        loaded.inputs,
+        folders["graph"],
+        precision="fp16",
+        exporter="dynamo",
+        opset=18,
+        patches=[],
+        vocabulary=loaded.vocabulary,
+    )
+    module = backend(target.backend)
+    specs = [asdict(value) for value in loaded.inputs]
+    result = module.build(folders["graph"] / "model.onnx", folders["engine"], target, specs, "fp16")
+    assert result.precisions["fp16"] > 0
+    info = {
+        "name": f"here-{name}",
+        "component": name,
+        "precision": "fp16",
+        "inputs": specs,
+        "backend": target.backend,
+        "builder": result.builder,
+        "engine": result.engine,
+        "settings": asdict(target),
+        "fingerprint": module.fingerprint(target),
+    }
+    write_manifest(folders["engine"], "engine", info)
+    wrap_engine(folders["engine"], folders["bundle"])
+    return folders["bundle"]
+
+
+def check(module: Any, loaded: Any, seeds: tuple[int, ...] = (0, 1)) -> None:
+    """Compare with PyTorch on two inputs: a graph that replays its recording would show."""
+    for seed in seeds:
+        inputs = example_inputs(loaded.inputs, "fp16", vocabulary=loaded.vocabulary, seed=seed)
+        on_gpu = [tensor.cuda() for tensor in inputs]
+        with torch.no_grad():
+            expected = loaded.module.cuda()(*on_gpu)
+            found = module(*on_gpu)
+        found = found[0] if isinstance(found, (list, tuple)) else found
+        assert difference(found.cpu(), expected.cpu()).rel_l2 < 1e-2
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True], ids=["stream", "cuda_graph"])
+@pytest.mark.parametrize("name", ["text_encoder", "unet", "vae_decoder"])
+@pytest.mark.parametrize("library", BACKENDS)
+def test_an_engine_computes_what_pytorch_does(
+    tiny_weights: Path, tmp_path: Path, library: str, name: str, cuda_graph: bool
+) -> None:
+    target = target_here(library)
+    loaded = load(tiny_weights, name, "fp16")
+    bundle = make_bundle(name, loaded, target, tmp_path)
+    check(load_bundle(bundle, "cuda", cuda_graph=cuda_graph), loaded)
+
+
+@pytest.mark.parametrize("builder", ["trtexec", "python"])
+def test_both_builders_of_tensorrt_give_an_engine(
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builder: str
+) -> None:
+    target = target_here("tensorrt")
+    if builder == "trtexec" and not shutil.which("trtexec"):
+        pytest.skip("trtexec is not on PATH")
+    if builder == "python":
+        monkeypatch.setattr("diffusion_engines.backends.tensorrt.find_trtexec", lambda: None)
+    loaded = load(tiny_weights, "unet", "fp16")
+    bundle = make_bundle("unet", loaded, target, tmp_path)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert ("trtexec" in manifest["builder"]) == (builder == "trtexec")
+    check(load_bundle(bundle, "cuda"), loaded)
+
+
+@pytest.mark.parametrize("library", BACKENDS)
+def test_torchscript_computes_what_pytorch_does(
+    tiny_weights: Path, tmp_path: Path, library: str
+) -> None:
+    target = target_here(library, torchscript=True)
+    try:
+        wrap_fingerprint(library, True)
+    except HardwareError:
+        pytest.skip(f"{DISTRIBUTIONS[library]} is not installed")
+    loaded = load(tiny_weights, "unet", "fp16")
+    bundle = make_bundle("unet", loaded, target, tmp_path)
+    check(load_torchscript(bundle), loaded)
+
+
+@pytest.mark.parametrize("library", BACKENDS)
+def test_an_engine_of_another_gpu_is_an_exception_and_not_a_crash(
+    tiny_weights: Path, tmp_path: Path, library: str
+) -> None:
+    target = target_here(library)
+    bundle = make_bundle("vae_decoder", load(tiny_weights, "vae_decoder", "fp16"), target, tmp_path)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["fingerprint"] |= {"compute_capability": "7.0", "compute_capabilities": ["7.5"]}
+    write_json(bundle / "manifest.json", manifest)
+    with pytest.raises(FingerprintError, match="was built for another GPU"):
+        load_bundle(bundle, "cuda")
+    done = subprocess.run(
+        [sys.executable, "-m", "diffusion_engines.runtime.bundle", bundle],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "was built for another GPU" in done.stderr

@@ -1,0 +1,104 @@
+"""The backend tensorrt under DVC, with doubles of trtexec and of the driver's nvidia-smi.
+
+Says that the stages, their caching and their records fit together; nothing about TensorRT.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.launcher import install
+
+from .conftest import environment, make_clone
+
+pytestmark = pytest.mark.pipeline
+
+FLEET = """\
+# @package _global_
+# The VAE decoder for an A10; for tests.
+defaults:
+  - /target@targets.a10: a10
+exports:
+  vae_decoder-fp16: {component: vae_decoder, weights: vae, precision: fp16}
+engines:
+  a10-vae_decoder: {target: a10, backend: tensorrt, component: vae_decoder, precision: fp16}
+targets: {a10: {torchscript: false}}
+measure: {}
+timing: {a10: {}}
+"""
+A10 = """\
+from diffusion_engines.backends import gpus
+gpus.find_gpu = lambda: gpus.Gpu("NVIDIA A10", "8.6")
+"""
+
+
+@pytest.fixture
+def a10(tmp_path: Path) -> dict[str, str]:
+    """The environment of a machine that looks like one with an A10."""
+    install(tmp_path / "bin", "trtexec")
+    install(tmp_path / "bin", "nvidia-smi", "print('575.57.08')\n")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(A10)
+    return {
+        "PATH": f"{tmp_path / 'bin'}:{environment()['PATH']}",
+        "PYTHONPATH": f"src:{tmp_path / 'site'}",
+        "TRTEXEC_DOUBLE_RELEASE": "10.16",
+    }
+
+
+def test_timing_caches_and_records_outlive_the_machine(tmp_path: Path, a10: dict[str, str]) -> None:
+    clone = make_clone(tmp_path / "clone")
+    (clone.path / "conf/fleet/small.yaml").write_text(FLEET)
+    clone.compose()
+
+    refused = clone.repro(check=False)
+    assert "cannot build for the target a10" in refused.output
+    assert "no GPU that PyTorch sees" in refused.output
+    assert "build@a10-vae_decoder" not in refused.ran
+
+    first = clone.repro(env=a10)
+    assert {"build@a10-vae_decoder", "wrap@a10-vae_decoder", "timing@a10"} <= first.built
+    bundle = clone.path / "artifacts/bundles/a10/vae_decoder"
+    assert sorted(p.name for p in bundle.iterdir()) == [
+        "engine.plan",
+        "layers.json",
+        "manifest.json",
+    ]
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["builder"] == "trtexec 10.16.0"
+    assert manifest["fingerprint"]["gpu"] == "NVIDIA A10"
+    log = (clone.path / "artifacts/logs/build/a10-vae_decoder/build.log").read_text()
+    assert log.startswith("built by trtexec 10.16.0")
+    assert "--stronglyTyped" in log
+    (kept,) = (clone.path / "artifacts/timing/a10").glob("*/vae_decoder.cache")
+    assert kept.read_text() == "one build\n"
+
+    # Another setting: the build starts from the cache of the last one.
+    clone.compose("targets.a10.build.optimization_level=5")
+    second = clone.repro(env=a10)
+    assert {"build@a10-vae_decoder", "timing@a10"} <= second.built
+    assert kept.read_text() == "one build\none build\n"
+
+    # Another release of TensorRT: its own cache, beside the first one.
+    third = clone.repro(env=a10 | {"TRTEXEC_DOUBLE_RELEASE": "11.1"})
+    assert "build@a10-vae_decoder" in third.built
+    caches = sorted((clone.path / "artifacts/timing/a10").glob("*/vae_decoder.cache"))
+    assert sorted(path.read_text() for path in caches) == [
+        "one build\n",
+        "one build\none build\n",
+    ]
+
+    # Back to a release and settings that were built: restored. Without the GPU: so are they.
+    back = clone.repro(env=a10)
+    assert "build@a10-vae_decoder" in back.restored
+    clone.commit()
+    without = clone.repro()
+    assert without.built == set()
+    assert "the recorded fingerprint stays" in without.output
+    done = clone.run("python", "-m", "diffusion_engines.runtime.bundle", str(bundle), check=False)
+    assert done.status == 1
+    assert "library tensorrt is not installed here" in done.output
+    assert "Traceback" not in done.output

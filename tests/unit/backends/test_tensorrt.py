@@ -1,0 +1,393 @@
+"""TensorRT engines: the Python builder, and what is compared before an engine is loaded.
+
+TensorRT's library is not here. Its Python API is TensorRT-RTX's too, so that the Python builder's
+code runs on that for real, up to loading the result, which takes a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from diffusion_engines.backends import preflight, tensorrt, tensorrt_rtx
+from diffusion_engines.backends.gpus import Gpu
+from diffusion_engines.backends.plans import layers, timing
+from diffusion_engines.backends.plans.running import binding_names
+from diffusion_engines.config import Dynamic, TensorRTTarget
+from diffusion_engines.errors import BuildError, FingerprintError, HardwareError, IntegrityError
+from diffusion_engines.files import write_manifest
+from diffusion_engines.onnx.export import export_module
+from diffusion_engines.runtime.bundle import check_bundle, load_bundle
+from tests.conftest import load
+from tests.doubles.launcher import install
+from tests.unit.backends.test_trtexec import BUILD
+
+A10 = Gpu("NVIDIA A10", "8.6")
+TARGET = TensorRTTarget("tensorrt", "A10", "8.6", False, BUILD)
+PLATFORM = preflight.platform_name()
+
+
+@pytest.fixture(scope="module")
+def graph(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    loaded = load(tiny_weights, "vae_decoder", "fp16", Dynamic([1, 4], [64, 256], [64, 256]))
+    folder = tmp_path_factory.mktemp("graph")
+    export_module(
+        loaded.module,
+        loaded.inputs,
+        folder,
+        precision="fp16",
+        exporter="dynamo",
+        opset=18,
+        patches=[],
+    )
+    return folder / "model.onnx", [asdict(value) for value in loaded.inputs]
+
+
+# TensorRT-RTX deprecates timing caches, of which TensorRT's API is the same.
+TIMING = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@TIMING
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"workspace_mib": 512, "max_aux_streams": 0, "tf32": True, "optimization_level": 0},
+        {"profiling_verbosity": "layer_names_only", "timing_cache": False},
+        {"hardware_compatibility": "ampere_plus"},
+    ],
+    ids=lambda changes: ",".join(changes) or "default",
+)
+def test_the_python_builder_builds_with_tensorrt_rtx(
+    graph: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    loaded_again: list[Path] = []
+    monkeypatch.setattr(tensorrt, "_write_layers", lambda *args: loaded_again.append(args[2]))
+    build = replace(BUILD, **changes)
+    onnx, inputs = graph
+    log = tensorrt.build_with_python(trt, (10, 13, 0), onnx, tmp_path, build, inputs, "fp16")
+    assert (tmp_path / "engine.plan").stat().st_size > 1_000_000
+    assert (tmp_path / "timing.cache").exists() == build.timing_cache
+    assert loaded_again == [tmp_path]
+    assert "minShape is not the same as maxShape" in log
+    if build.timing_cache:  # read again, by the library itself
+        tensorrt.build_with_python(trt, (10, 13, 0), onnx, tmp_path, build, inputs, "fp16")
+
+
+@TIMING
+def test_the_python_builder_says_what_the_library_refuses(graph: Any, tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    (tmp_path / "model.onnx").write_bytes(b"garbage")
+    with pytest.raises(BuildError, match=r"could not parse .*model\.onnx"):
+        tensorrt.build_with_python(
+            trt, (10, 13, 0), tmp_path / "model.onnx", tmp_path, BUILD, [], "fp16"
+        )
+    # Not of this library: it fails in the build itself.
+    build = replace(BUILD, version_compatible=True)
+    onnx, inputs = graph
+    with pytest.raises(BuildError, match="failed to build"):
+        tensorrt.build_with_python(trt, (10, 13, 0), onnx, tmp_path, build, inputs, "fp16")
+
+
+def test_settings_reach_the_builder(tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    build = replace(
+        BUILD,
+        workspace_mib=64,
+        max_aux_streams=3,
+        version_compatible=True,
+        exclude_lean_runtime=True,
+        weights="stripped",
+        timing_cache=False,
+    )
+    config = builder.create_builder_config()
+    assert tensorrt.apply_settings(trt, config, build, tmp_path / "none") is None
+    flags = {name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)}
+    assert flags >= {
+        "VERSION_COMPATIBLE",
+        "EXCLUDE_LEAN_RUNTIME",
+        "STRIP_PLAN",
+        "REFIT_IDENTICAL",
+        "DISABLE_TIMING_CACHE",
+    }
+    assert "TF32" not in flags
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
+    assert config.max_aux_streams == 3
+    assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Row major linear FP16 format", "fp16"),
+        ("Channel major FP16 format where channel % 8 == 0", "fp16"),
+        ("Half", "fp16"),
+        ("Float", "fp32"),
+        ("Row major linear FP32", "fp32"),
+        ("BFloat16", "bf16"),
+        ("Row major linear BF16 format", "bf16"),
+        ("Thirty-two wide channel vectorized row major Int8 format", "int8"),
+        ("FP8", "fp8"),
+        ("Int64", None),
+        ("Bool", None),
+        ("N/A due to dynamic shapes", None),
+    ],
+)
+def test_precisions_are_read_in_the_words_of_each_release(text: str, expected: str | None) -> None:
+    assert layers.precision_of({"Format/Datatype": text}) == expected
+
+
+def test_layer_information_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "layers.json"
+    for content in (None, "", "[]", '{"Layer": []}'):
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(BuildError, match="not TensorRT's layer information"):
+            layers.read_layers(path)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "expected"),
+    [
+        (None, "no GPU that PyTorch sees"),
+        (Gpu("NVIDIA A100-SXM4-40GB", "8.0"), "NVIDIA A100-SXM4-40GB"),
+        (Gpu("NVIDIA GeForce RTX 3090", "8.6"), "NVIDIA GeForce RTX 3090"),
+    ],
+)
+def test_a_target_is_built_on_its_gpu_alone(
+    monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None, expected: str
+) -> None:
+    monkeypatch.setattr(tensorrt, "find_gpu", lambda: gpu)
+    with pytest.raises(HardwareError, match="not the A10 of the target") as raised:
+        tensorrt.fingerprint(TARGET)
+    assert "expected: A10, compute capability 8.6" in str(raised.value)
+    assert expected in str(raised.value)
+
+
+def test_a_fingerprint_holds_what_an_engine_depends_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "bin", "trtexec")
+    install(tmp_path / "bin", "nvidia-smi", "print('575.57.08')\n")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("TRTEXEC_DOUBLE_RELEASE", "10.16")
+    monkeypatch.setattr(tensorrt, "find_gpu", lambda: A10)
+    found = tensorrt.fingerprint(TARGET)
+    assert found | {"cuda": None} == {
+        "tensorrt": "10.16.0",
+        "cuda": None,
+        "driver": "575",
+        "gpu": "NVIDIA A10",
+        "compute_capability": "8.6",
+        "platform": PLATFORM,
+    }
+
+
+def test_a_tensorrt_before_8_6_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path / "bin", "trtexec", "print('&&&& RUNNING TensorRT.trtexec [TensorRT v8503]')")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(tensorrt, "find_gpu", lambda: A10)
+    with pytest.raises(HardwareError, match="too old") as raised:
+        tensorrt.fingerprint(TARGET)
+    assert "found:    8.5.3" in str(raised.value)
+
+
+def test_inputs_are_in_the_order_of_their_numbers() -> None:
+    modes = SimpleNamespace(INPUT="in", OUTPUT="out")
+    names = ["input_10", "output_0", "input_2", "input_0"]
+    engine = SimpleNamespace(
+        num_io_tensors=len(names),
+        get_tensor_name=lambda index: names[index],
+        get_tensor_mode=lambda name: "out" if name.startswith("out") else "in",
+    )
+    trt = SimpleNamespace(TensorIOMode=modes)
+    assert binding_names(trt, engine) == (["input_0", "input_2", "input_10"], "output_0")
+
+
+def manifest(**build: Any) -> dict[str, Any]:
+    return {
+        "name": "a10-unet",
+        "builder": "trtexec 10.13.3",
+        "backend": "tensorrt",
+        "engine": "engine.plan",
+        "settings": {"build": asdict(replace(BUILD, **build))},
+        "fingerprint": {
+            "tensorrt": "10.13.3",
+            "gpu": A10.name,
+            "compute_capability": A10.capability,
+            "platform": PLATFORM,
+        },
+    }
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """An A10 with TensorRT 10.13.3 whose runtime must not be asked to load anything."""
+    state = SimpleNamespace(gpu=A10, version="10.13.3.9")
+    monkeypatch.setattr(preflight, "find_gpu", lambda: state.gpu)
+    monkeypatch.setattr(tensorrt, "_tensorrt", lambda: SimpleNamespace(__version__=state.version))
+    return state
+
+
+LATER, OTHER_MAJOR, EARLIER = "10.14.0.1", "11.1.0.106", "10.12.0.36"
+A10G, H100 = Gpu("NVIDIA A10G", "8.6"), Gpu("NVIDIA H100 80GB HBM3", "9.0")
+RTX2080 = Gpu("NVIDIA GeForce RTX 2080", "7.5")
+
+
+@pytest.mark.parametrize(
+    ("build", "version", "gpu", "problem"),
+    [
+        ({}, "10.13.3.9", A10, None),
+        ({}, LATER, A10, "another TensorRT"),
+        ({}, EARLIER, A10, "another TensorRT"),
+        ({}, OTHER_MAJOR, A10, "another TensorRT"),
+        ({"version_compatible": True}, LATER, A10, None),
+        ({"version_compatible": True}, EARLIER, A10, "another TensorRT"),
+        ({"version_compatible": True}, OTHER_MAJOR, A10, "another TensorRT"),
+        ({}, "10.13.3.9", A10G, "another GPU"),
+        ({}, "10.13.3.9", H100, "another GPU"),
+        ({}, "10.13.3.9", None, "needs an NVIDIA GPU"),
+        ({"hardware_compatibility": "same_compute_capability"}, "10.13.3.9", A10G, None),
+        ({"hardware_compatibility": "same_compute_capability"}, "10.13.3.9", H100, "another GPU"),
+        ({"hardware_compatibility": "ampere_plus"}, "10.13.3.9", H100, None),
+        ({"hardware_compatibility": "ampere_plus"}, "10.13.3.9", RTX2080, "another GPU"),
+    ],
+)
+def test_only_an_engine_that_fits_is_loadable(
+    machine: SimpleNamespace, build: dict[str, Any], version: str, gpu: Gpu, problem: str | None
+) -> None:
+    machine.version, machine.gpu = version, gpu
+    if problem is None:
+        tensorrt.check_loadable(manifest(**build))
+        return
+    with pytest.raises((FingerprintError, HardwareError), match=problem) as raised:
+        tensorrt.check_loadable(manifest(**build))
+    for label in ("expected:", "found:", "fix:"):
+        assert label in str(raised.value)
+
+
+def test_another_platform_is_refused(machine: SimpleNamespace) -> None:
+    foreign = manifest()
+    foreign["fingerprint"]["platform"] = "linux-aarch64"
+    with pytest.raises(FingerprintError, match="another platform") as raised:
+        tensorrt.check_loadable(foreign)
+    assert "expected: linux-aarch64" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("backend", "path"),
+    [
+        (tensorrt, "fingerprint.tensorrt"),
+        (tensorrt, "fingerprint.gpu"),
+        (tensorrt, "fingerprint.compute_capability"),
+        (tensorrt, "fingerprint.platform"),
+        (tensorrt, "settings.build"),
+        (tensorrt_rtx, "fingerprint.tensorrt_rtx"),
+        (tensorrt_rtx, "fingerprint.compute_capabilities"),
+    ],
+)
+def test_a_manifest_that_says_too_little_is_no_permission(
+    machine: SimpleNamespace, backend: Any, path: str
+) -> None:
+    incomplete = manifest()
+    incomplete["fingerprint"] |= {"tensorrt_rtx": "1.7.1.116", "compute_capabilities": ["8.6"]}
+    section, key = path.split(".")
+    del incomplete[section][key]
+    with pytest.raises(IntegrityError, match="is incomplete") as raised:
+        backend.check_loadable(incomplete)
+    assert path in str(raised.value)
+
+
+def test_a_missing_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "find_gpu", lambda: A10)
+    with pytest.raises(HardwareError, match="library tensorrt is not installed") as raised:
+        tensorrt.check_loadable(manifest())
+    assert "pip install tensorrt" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("raise ImportError('libnvinfer.so.10: cannot open')", "libnvinfer.so.10: cannot open"),
+        ("raise FileNotFoundError('Could not find: libnvinfer.so')", "Could not find: libnvinfer"),
+        ("__version__ = '10.13.3.9'", "bindings and libnvinfer"),
+    ],
+)
+def test_bindings_without_the_library_are_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, expected: str
+) -> None:
+    (tmp_path / "tensorrt.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(HardwareError) as raised:
+        tensorrt.check_loadable(manifest())
+    assert expected in str(raised.value)
+    assert "NVIDIA's containers" in str(raised.value)
+    sys.modules.pop("tensorrt", None)
+
+
+def make_bundle(folder: Path, info: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "engine.plan").write_bytes(b"a plan that nothing here may read")
+    write_manifest(folder, "bundle", info)
+    return folder
+
+
+def test_the_remedy_names_the_target_and_the_engines_that_fit(
+    machine: SimpleNamespace, tmp_path: Path
+) -> None:
+    here = make_bundle(tmp_path / "bundles/a10/unet", manifest())
+    h100 = manifest()
+    h100["fingerprint"] |= {"gpu": H100.name, "compute_capability": H100.capability}
+    fitting = make_bundle(tmp_path / "bundles/h100/unet", h100)
+    make_bundle(tmp_path / "bundles/h100/vae_decoder", h100)
+    make_bundle(tmp_path / "bundles/broken/unet", {"backend": "tensorrt"})
+    machine.gpu = H100
+    assert check_bundle(fitting)["name"] == "a10-unet"
+    with pytest.raises(FingerprintError, match="built for another GPU") as raised:
+        load_bundle(here, "cuda")
+    message = str(raised.value)
+    assert "expected: NVIDIA A10, compute capability 8.6" in message
+    assert "found:    NVIDIA H100 80GB HBM3, compute capability 9.0" in message
+    assert "target h100" in message
+    assert message.endswith(f"This machine can load: {fitting}")
+
+
+def test_hashes_come_before_everything_else(machine: SimpleNamespace, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundles/a10/unet", manifest())
+    (bundle / "engine.plan").write_bytes(b"b plan that nothing here may read")
+    machine.gpu = H100
+    with pytest.raises(IntegrityError, match=r"engine\.plan is damaged"):
+        load_bundle(bundle, "cuda")
+    (bundle / "engine.plan").unlink()
+    with pytest.raises(IntegrityError, match=r"engine\.plan is missing"):
+        load_bundle(bundle, "cuda")
+
+
+def test_timing_caches_are_kept_by_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = {"tensorrt": "10.13.3"}, {"tensorrt": "10.14.0"}
+    for fingerprint, text in ((first, "one"), (second, "two"), (first, "three")):
+        engine = Path("artifacts/engines/a10/unet")
+        engine.mkdir(parents=True, exist_ok=True)
+        (engine / "timing.cache").write_text(text)
+        write_manifest(engine, "engine", {"fingerprint": fingerprint})
+        timing.collect_timing_caches("a10", ["unet"])
+    kept = {
+        json.dumps(fingerprint): path.read_text()
+        for fingerprint in (first, second)
+        if (path := timing.find_timing_cache("a10", "unet", fingerprint))
+    }
+    assert list(kept.values()) == ["three", "two"]
+    assert timing.find_timing_cache("a10", "unet", {"tensorrt": "11.1.0"}) is None
+    assert timing.find_timing_cache("a10", "vae_decoder", first) is None
