@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from diffusion_engines.backends import backend
@@ -13,6 +14,9 @@ OPSETS = {"dynamo": range(17, 25), "torchscript": range(14, 24)}
 OPSETS_WITH_EXPLICIT_ATTENTION = {"dynamo": range(17, 25), "torchscript": range(12, 24)}
 # https://onnx.ai/onnx/operators/onnx__Conv.html
 BF16_OPSET = 22
+# What each quantized precision is made from. Calibration runs in ONNX Runtime, which has no bf16
+# convolution on the CPU; mixed precision chooses what leaves fp32.
+SOURCES = {"int8": ("fp16", "fp32"), "fp8": ("fp16", "fp32"), "fp16-mixed": ("fp32",)}
 
 
 def check_fleet(params: dict[str, Any]) -> None:
@@ -24,6 +28,7 @@ def check_fleet(params: dict[str, Any]) -> None:
     problems = [
         *_export_settings(params),
         *_exports(params),
+        *_quantized(params),
         *_engines(params),
         *_measure(params),
     ]
@@ -73,6 +78,32 @@ def _exports(params: dict[str, Any]) -> list[str]:
     return problems
 
 
+def _quantized(params: dict[str, Any]) -> list[str]:
+    problems = []
+    for key, item in params["quantized"].items():
+        if key != (expected := f"{item.component}-{item.precision}"):
+            problems.append(f"quantized.{key}: expected the key {expected} (conf/fleet/)")
+        if item.source not in (sources := SOURCES[item.precision]):
+            problems.append(
+                f"quantized.{key}.source: {item.precision} is made from {' or '.join(sources)}, "
+                f"found {item.source} (conf/fleet/)"
+            )
+        if item.onnx not in params["exports"]:
+            problems.append(
+                f"quantized.{key}: needs exports.{item.onnx}, which the fleet does not list "
+                "(conf/fleet/)"
+            )
+        for pattern in params["quantize"].settings(item.precision).kept.get(item.component, []):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                problems.append(
+                    f"quantize.{item.precision}.kept.{item.component}: {pattern!r} is no regular "
+                    f"expression: {error} (conf/quantize/)"
+                )
+    return problems
+
+
 def _engines(params: dict[str, Any]) -> list[str]:
     problems = []
     for key, engine in params["engines"].items():
@@ -95,9 +126,10 @@ def _engines(params: dict[str, Any]) -> list[str]:
                 f"engines.{key}.precision: the backend {target.backend} has {', '.join(has)}, "
                 f"not {engine.precision} (conf/fleet/)"
             )
-        if engine.onnx not in params["exports"]:
+        section = "quantized" if engine.precision in SOURCES else "exports"
+        if engine.onnx not in params[section]:
             problems.append(
-                f"engines.{key}: needs exports.{engine.onnx}, which the fleet does not list "
+                f"engines.{key}: needs {section}.{engine.onnx}, which the fleet does not list "
                 "(conf/fleet/)"
             )
     return problems

@@ -62,6 +62,20 @@ def test_the_committed_params_are_what_conf_composes_to(tmp_path: Path) -> None:
         (lambda p: p["image"].update(height=100), ["image.height", "multiple of 8"]),
         (lambda p: p.pop("simplify"), ["simplify: missing"]),
         (
+            lambda p: p["quantize"]["fp16-mixed"].update(largest=0.0),
+            ["quantize.fp16-mixed.largest", "greater than 0", "conf/quantize/"],
+        ),
+        (
+            lambda p: p["quantize"]["int8"].update(method="guess"),
+            ["quantize.int8.method", "'max' or 'entropy'", "'guess'"],
+        ),
+        (
+            lambda p: p["quantized"].update(
+                {"unet-fp16": {"component": "unet", "precision": "fp16", "source": "fp32"}}
+            ),
+            ["quantized.unet-fp16.precision", "'fp16-mixed'", "conf/fleet/"],
+        ),
+        (
             lambda p: p["validate"]["components"]["unet"]["fp16"].update(rel_l2=-1.0),
             ["validate.components.unet.fp16.rel_l2", "greater than 0"],
         ),
@@ -92,7 +106,10 @@ def test_an_unknown_section_is_refused(params: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda p: p["engines"]["cpu-unet"].update(precision="bf16"), "has fp32, fp16, not bf16"),
+        (
+            lambda p: p["engines"]["cpu-unet"].update(precision="bf16"),
+            "has fp32, fp16, fp16-mixed, fp8, int8, not bf16",
+        ),
         (lambda p: p["engines"]["cpu-unet"].update(target="a10"), "no target a10"),
         (lambda p: p["engines"]["cpu-unet"].update(backend="tensorrt_rtx"), "expected onnxruntime"),
         (lambda p: p["exports"].pop("unet-fp32"), "needs exports.unet-fp32"),

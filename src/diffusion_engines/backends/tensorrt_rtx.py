@@ -22,12 +22,18 @@ from diffusion_engines.progress import progress
 if TYPE_CHECKING:
     from torch import nn
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "fp16-mixed", "fp8", "int8")
 ENGINE = "engine.plan"
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html
 COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 _TILING = {"none": "NONE", "fast": "FAST", "moderate": "MODERATE", "full": "FULL"}
-_PRECISION_OF_DTYPE = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
+_PRECISION_OF_DTYPE = {
+    "FLOAT": "fp32",
+    "HALF": "fp16",
+    "BF16": "bf16",
+    "INT8": "int8",
+    "FP8": "fp8",
+}
 
 
 def fingerprint(target: TensorRTRTXTarget) -> dict[str, Any]:
