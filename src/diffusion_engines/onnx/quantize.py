@@ -20,13 +20,14 @@ from unittest import mock
 
 import numpy as np
 import onnx
+import onnxruntime
 
 from diffusion_engines.backends import require
 from diffusion_engines.config import EightBit, Mixed, QuantizedItem
 from diffusion_engines.errors import ConfigError, ExportError
 from diffusion_engines.files import copy_files
 from diffusion_engines.onnx.graph import MODEL, opset_of, save_with_external_data
-from diffusion_engines.onnx.session import feeds_of, session_of
+from diffusion_engines.onnx.session import feeds_of, lean_options, session_of
 
 INSTALL = "pip install -c constraints.txt -e '.[quantize]'"
 # What has weights to quantize, and the inputs that hold activation and weight.
@@ -179,6 +180,8 @@ def quantize_graph(
         with (
             mock.patch.object(quantization, "clear_stale_value_info", return_value=0),
             _histograms_in_fp32(),
+            # Its sessions would hold the weights twice more, in fp32 and packed for speed.
+            mock.patch.object(onnxruntime, "SessionOptions", lean_options),
         ):
             quantization.quantize(
                 str(work / MODEL),

@@ -11,16 +11,15 @@ import onnxruntime
 
 from diffusion_engines.errors import ExportError
 
+# By its own name: `quantize` puts `lean_options` in its place while ModelOpt makes sessions.
+_SessionOptions = onnxruntime.SessionOptions
+
 NUMPY = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
-def session_of(path: Path) -> Any:
-    """Return a session that changes nothing of the graph.
-
-    Raises:
-        ExportError: ONNX Runtime cannot load it.
-    """
-    options = onnxruntime.SessionOptions()
+def lean_options() -> Any:
+    """Return options for a graph as it is written, in little memory."""
+    options = _SessionOptions()
     # As written, so that two graphs are compared and not two optimizations of them.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
@@ -29,8 +28,19 @@ def session_of(path: Path) -> Any:
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.enable_cpu_mem_arena = False
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    return options
+
+
+def session_of(path: Path) -> Any:
+    """Return a session that changes nothing of the graph.
+
+    Raises:
+        ExportError: ONNX Runtime cannot load it.
+    """
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            path, lean_options(), providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime's exceptions have no public base class
         raise ExportError(
             f"ONNX Runtime cannot load {path}", found=str(error)[:500], fix="see the message"
