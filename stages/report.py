@@ -1,8 +1,9 @@
 """Make the page, the tables and the figures that a person looks at.
 
-Reads   artifacts/: operators, engines, logs, reference, validation, benchmark, fingerprints
+Reads   artifacts/: operators, quantization, engines, logs, reference, validation, benchmark,
+        fingerprints
 Writes  artifacts/report/: index.html (self-contained), breakdown-<target>.png,
-        parity-<target>.png, trajectory.gif, fleet.json
+        parity-<target>.png, quantization.png, trajectory.gif, fleet.json
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ class Config:
     model: config.Model
     image: config.Image
     exports: dict[str, config.ExportItem]
+    quantized: dict[str, config.QuantizedItem]
     engines: dict[str, config.Engine]
     measure: dict[str, config.Measure]
 
@@ -26,7 +28,9 @@ class Config:
 def main(cfg: Config) -> None:
     # Not a `step`: its log would land in artifacts/logs, which this stage depends on.
     with new_folder(layout.REPORT) as folder:
-        write_report(folder, cfg.model, cfg.image, cfg.exports, cfg.engines, cfg.measure)
+        write_report(
+            folder, cfg.model, cfg.image, cfg.exports, cfg.quantized, cfg.engines, cfg.measure
+        )
 
 
 if __name__ == "__main__":

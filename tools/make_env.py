@@ -41,7 +41,7 @@ def install(target: Path) -> None:
     venv.create(target, with_pip=True, clear=True)
     command = [
         *(target / "bin" / "python", "-m", "pip", "install", "--quiet"),
-        *("--disable-pip-version-check", "-c", "constraints.txt", "-e", ".[dev]"),
+        *("--disable-pip-version-check", "-c", "constraints.txt", "-e", ".[dev,quantize]"),
     ]
     done = subprocess.run(command, check=False)
     if done.returncode:

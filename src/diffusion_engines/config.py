@@ -20,7 +20,10 @@ from diffusion_engines.errors import ConfigError
 
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+# What the exporter writes, what `quantize` makes of it, and what an engine can therefore have.
 Precision = Literal["fp32", "fp16", "bf16"]
+QuantizedPrecision = Literal["int8", "fp8", "fp16-mixed"]
+EnginePrecision = Precision | QuantizedPrecision
 Component = Literal["text_encoder", "unet", "vae_decoder"]
 SchedulerName = Literal["lms", "pndm", "euler", "dpmpp_2m", "ddim"]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -98,12 +101,68 @@ class Simplify:
 
 
 @dataclass(config=_STRICT)
+class EightBit:
+    """Post-training quantization to INT8 or FP8 (conf/quantize/)."""
+
+    # recorded calls to calibrate on, spread over all timesteps and prompts; null: every one
+    calls: PositiveInt | None
+    method: Literal["max", "entropy"]  # how the range of an activation follows from its values
+    # layers that keep the source's precision: regular expressions on the names of their weights
+    kept: dict[Component, list[str]]
+    rel_l2: Annotated[
+        float, Field(gt=0)
+    ]  # that it may cost at any call, against the fp32 reference
+
+
+@dataclass(config=_STRICT)
+class Mixed:
+    """fp16, but for the operators whose values leave its range (conf/quantize/)."""
+
+    calls: PositiveInt | None  # as for 8 bits: where the largest values are looked for
+    largest: Annotated[float, Field(gt=0)]  # absolute value that an operator in fp16 may see
+    kept: dict[Component, list[str]]  # layers that stay in fp32 in any case
+    rel_l2: Annotated[float, Field(gt=0)]
+
+
+@dataclass(config=_STRICT)
+class Quantize:
+    """How simplified graphs get a lower precision (conf/quantize/)."""
+
+    int8: EightBit
+    fp8: EightBit
+    mixed: Annotated[Mixed, Field(alias="fp16-mixed")]
+
+    def settings(self, precision: QuantizedPrecision) -> EightBit | Mixed:
+        """Return the settings of one precision."""
+        known: dict[str, EightBit | Mixed] = {
+            "int8": self.int8,
+            "fp8": self.fp8,
+            "fp16-mixed": self.mixed,
+        }
+        return known[precision]
+
+
+@dataclass(config=_STRICT)
 class ExportItem:
     """One component in one precision (conf/fleet/)."""
 
     component: Component
     weights: str  # the folder of artifacts/weights/ that it reads
     precision: Precision
+
+
+@dataclass(config=_STRICT)
+class QuantizedItem:
+    """One export, in a lower precision than the exporter has (conf/fleet/)."""
+
+    component: Component
+    precision: QuantizedPrecision
+    source: Precision  # of the export that it is made from, and of its inputs and outputs
+
+    @property
+    def onnx(self) -> str:
+        """The export that it is made from."""
+        return f"{self.component}-{self.source}"
 
 
 @dataclass(config=_STRICT)
@@ -181,11 +240,11 @@ class Engine:
     target: str
     backend: str  # that of the target, so that dvc.yaml can name the one module it depends on
     component: Component
-    precision: Precision
+    precision: EnginePrecision
 
     @property
     def onnx(self) -> str:
-        """The export that this engine is built from."""
+        """The export, or quantized export, that this engine is built from."""
         return f"{self.component}-{self.precision}"
 
 
@@ -210,8 +269,8 @@ class ImageGate:
 class Validate:
     """Tolerances by component and precision (conf/validate/)."""
 
-    components: dict[Component, dict[Precision, Gate]]
-    images: dict[Precision, ImageGate]
+    components: dict[Component, dict[EnginePrecision, Gate]]
+    images: dict[EnginePrecision, ImageGate]
 
 
 @dataclass(config=_STRICT)
@@ -246,9 +305,11 @@ SECTIONS: dict[str, Any] = {
     "reference": Reference,
     "export": Export,
     "simplify": Simplify,
+    "quantize": Quantize,
     "validate": Validate,
     "benchmark": Benchmark,
     "exports": dict[str, ExportItem],
+    "quantized": dict[str, QuantizedItem],
     "targets": dict[str, Target],
     "engines": dict[str, Engine],
     "measure": dict[str, Measure],
@@ -259,6 +320,7 @@ SECTIONS: dict[str, Any] = {
 _SECTION_FOLDERS = {
     "image": "model",
     "exports": "fleet",
+    "quantized": "fleet",
     "engines": "fleet",
     "measure": "fleet",
     "timing": "fleet",

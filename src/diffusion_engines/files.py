@@ -111,8 +111,16 @@ def write_manifest(folder: Path, kind: str, info: Mapping[str, Any]) -> None:
     write_json(folder / MANIFEST, {**info, "kind": kind, "files": files})
 
 
-def read_manifest(folder: Path, kind: str, *, verify: bool = True) -> dict[str, Any]:
-    """Return the manifest of ``folder`` after checking every file that it names.
+def read_manifest(
+    folder: Path, kind: str, *, verify: bool = True, only: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Return the manifest of ``folder`` after checking the files that it names.
+
+    Args:
+        folder: that was written with :func:`write_manifest`.
+        kind: what it must hold.
+        verify: whether to check the files.
+        only: which files to check; None: all.
 
     Raises:
         IntegrityError: the manifest is missing or describes something else than a ``kind``, or a
@@ -134,6 +142,8 @@ def read_manifest(folder: Path, kind: str, *, verify: bool = True) -> dict[str, 
         )
     if verify:
         for name, recorded in manifest["files"].items():
+            if only is not None and name not in only:
+                continue
             _verify_file(folder / name, recorded, remedy)
     return manifest
 

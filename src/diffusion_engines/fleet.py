@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from diffusion_engines.backends import backend
@@ -18,6 +19,9 @@ BF16_OPSET = 22
 # The first compute capability whose tensor cores have a precision.
 # https://docs.nvidia.com/deeplearning/tensorrt/latest/getting-started/support-matrix.html
 PRECISION_SINCE = {"bf16": 8.0, "fp8": 8.9}
+# What each quantized precision is made from. Calibration runs in ONNX Runtime, which has no bf16
+# convolution on the CPU; mixed precision chooses what leaves fp32.
+SOURCES = {"int8": ("fp16", "fp32"), "fp8": ("fp16", "fp32"), "fp16-mixed": ("fp32",)}
 
 
 def check_fleet(params: dict[str, Any]) -> None:
@@ -30,6 +34,7 @@ def check_fleet(params: dict[str, Any]) -> None:
         *_export_settings(params),
         *_exports(params),
         *_targets(params),
+        *_quantized(params),
         *_engines(params),
         *_measure(params),
         *_timing(params),
@@ -133,6 +138,32 @@ def _capabilities(target: Any) -> list[str]:
     return [target.compute_capability] if isinstance(target, TensorRTTarget) else []
 
 
+def _quantized(params: dict[str, Any]) -> list[str]:
+    problems = []
+    for key, item in params["quantized"].items():
+        if key != (expected := f"{item.component}-{item.precision}"):
+            problems.append(f"quantized.{key}: expected the key {expected} (conf/fleet/)")
+        if item.source not in (sources := SOURCES[item.precision]):
+            problems.append(
+                f"quantized.{key}.source: {item.precision} is made from {' or '.join(sources)}, "
+                f"found {item.source} (conf/fleet/)"
+            )
+        if item.onnx not in params["exports"]:
+            problems.append(
+                f"quantized.{key}: needs exports.{item.onnx}, which the fleet does not list "
+                "(conf/fleet/)"
+            )
+        for pattern in params["quantize"].settings(item.precision).kept.get(item.component, []):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                problems.append(
+                    f"quantize.{item.precision}.kept.{item.component}: {pattern!r} is no regular "
+                    f"expression: {error} (conf/quantize/)"
+                )
+    return problems
+
+
 def _engines(params: dict[str, Any]) -> list[str]:
     problems = []
     for key, engine in params["engines"].items():
@@ -162,9 +193,10 @@ def _engines(params: dict[str, Any]) -> list[str]:
             for found in _capabilities(target)
             if float(found) < PRECISION_SINCE.get(engine.precision, 0.0)
         ]
-        if engine.onnx not in params["exports"]:
+        section = "quantized" if engine.precision in SOURCES else "exports"
+        if engine.onnx not in params[section]:
             problems.append(
-                f"engines.{key}: needs exports.{engine.onnx}, which the fleet does not list "
+                f"engines.{key}: needs {section}.{engine.onnx}, which the fleet does not list "
                 "(conf/fleet/)"
             )
     return problems

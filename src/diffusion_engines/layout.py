@@ -24,8 +24,13 @@ def export(key: str) -> Path:
 
 
 def onnx(key: str) -> Path:
-    """The graph that engines are built from: simplified (and later: quantized)."""
+    """The graph that engines are built from: simplified, and quantized where that is asked for."""
     return ARTIFACTS / "onnx" / key
+
+
+def quantization(key: str) -> Path:
+    """What the quantized graph costs in accuracy, per call, e.g. of ``unet-int8``."""
+    return ARTIFACTS / "quantization" / key
 
 
 def operators(key: str) -> Path:

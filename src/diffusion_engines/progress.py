@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -33,7 +33,7 @@ class StepLog:
         _reset_peak_memory()
         done = threading.Event()
         heartbeat = threading.Thread(
-            target=_report_slow_step, args=(name, started, done), daemon=True
+            target=_report_slow_step, args=(name, started, done, sys.stderr), daemon=True
         )
         heartbeat.start()
         try:
@@ -50,10 +50,13 @@ LOG = StepLog()
 step = LOG.step
 
 
-def _report_slow_step(name: str, started: float, done: threading.Event) -> None:
+def _report_slow_step(
+    name: str, started: float, done: threading.Event, stream: TextIO | None
+) -> None:
+    # The stream of the step's start: a step may send what a library prints to a file.
     while not done.wait(_HEARTBEAT_SECONDS):
         elapsed = time.perf_counter() - started
-        print(f"  {name} … {elapsed:.0f} s", file=sys.stderr, flush=True)
+        print(f"  {name} … {elapsed:.0f} s", file=stream, flush=True)
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> tqdm[T]:

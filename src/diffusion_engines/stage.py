@@ -30,8 +30,8 @@ from diffusion_engines.files import write_json
 from diffusion_engines.progress import LOG
 
 # The command line argument that picks an item, and the section it is picked from. An export is
-# picked by `+onnx=`, because `export` is a section of its own.
-SELECTORS = {"onnx": "exports", "target": "targets", "engine": "engines"}
+# picked by `+onnx=`, because `export` is a section of its own, and `quantized` is one too.
+SELECTORS = {"onnx": "exports", "graph": "quantized", "target": "targets", "engine": "engines"}
 
 _HYDRA_OVERRIDES = [
     "hydra.run.dir=.",

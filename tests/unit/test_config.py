@@ -41,7 +41,8 @@ def test_the_committed_params_are_what_conf_composes_to(tmp_path: Path) -> None:
     # Hydra caches the resolver of the first plugin folder, so the digest is compared below.
     assert ours[:-1] == theirs[:-1]
     assert conf_digest(tmp_path / "conf") == conf_digest(ROOT / "conf")
-    assert theirs[-1] == f"conf_digest: {conf_digest(ROOT / 'conf')}"
+    # Parsed: a digest such as 1367010e99859966 is a number without quotes, so it has them.
+    assert yaml.safe_load(theirs[-1]) == {"conf_digest": conf_digest(ROOT / "conf")}
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,20 @@ def test_the_committed_params_are_what_conf_composes_to(tmp_path: Path) -> None:
         (lambda p: p["targets"]["cpu"].update(backend="foo"), ["targets.cpu", "foo"]),
         (lambda p: p["image"].update(height=100), ["image.height", "multiple of 8"]),
         (lambda p: p.pop("simplify"), ["simplify: missing"]),
+        (
+            lambda p: p["quantize"]["fp16-mixed"].update(largest=0.0),
+            ["quantize.fp16-mixed.largest", "greater than 0", "conf/quantize/"],
+        ),
+        (
+            lambda p: p["quantize"]["int8"].update(method="guess"),
+            ["quantize.int8.method", "'max' or 'entropy'", "'guess'"],
+        ),
+        (
+            lambda p: p["quantized"].update(
+                {"unet-fp16": {"component": "unet", "precision": "fp16", "source": "fp32"}}
+            ),
+            ["quantized.unet-fp16.precision", "'fp16-mixed'", "conf/fleet/"],
+        ),
         (
             lambda p: p["validate"]["components"]["unet"]["fp16"].update(rel_l2=-1.0),
             ["validate.components.unet.fp16.rel_l2", "greater than 0"],
@@ -92,7 +107,10 @@ def test_an_unknown_section_is_refused(params: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda p: p["engines"]["cpu-unet"].update(precision="bf16"), "has fp32, fp16, not bf16"),
+        (
+            lambda p: p["engines"]["cpu-unet"].update(precision="bf16"),
+            "has fp32, fp16, fp16-mixed, fp8, int8, not bf16",
+        ),
         (lambda p: p["engines"]["cpu-unet"].update(target="a10"), "no target a10"),
         (lambda p: p["engines"]["cpu-unet"].update(backend="tensorrt_rtx"), "expected onnxruntime"),
         (lambda p: p["exports"].pop("unet-fp32"), "needs exports.unet-fp32"),

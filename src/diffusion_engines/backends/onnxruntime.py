@@ -21,7 +21,7 @@ from diffusion_engines.errors import BuildError, ConfigError, FingerprintError, 
 if TYPE_CHECKING:
     from torch import nn
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "fp16-mixed", "fp8", "int8")
 ENGINE = "engine.onnx"
 _DATA = "engine.onnx.data"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -123,6 +123,9 @@ def build(
     for key, value in (
         ("session.optimized_model_external_initializers_file_name", _DATA),
         ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
+        # From opset 21 on, turning int8 into uint8 forgets the attribute that names the type, and
+        # the graph of its own making is refused (1.32).
+        ("session.qdqisint8allowed", "1"),
         ("session.disable_prepacking", "1"),  # packing is for running; here it costs memory
     ):
         options.add_session_config_entry(key, value)

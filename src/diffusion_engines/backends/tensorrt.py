@@ -48,7 +48,7 @@ from diffusion_engines.processes import run_logged
 if TYPE_CHECKING:
     from torch import nn
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "fp16-mixed", "fp8", "int8")
 ENGINE = "engine.plan"
 _INSTALL = "pip install tensorrt"
 _HARDWARE = {"same_compute_capability": "SAME_COMPUTE_CAPABILITY", "ampere_plus": "AMPERE_PLUS"}

@@ -33,7 +33,7 @@ from diffusion_engines.errors import FingerprintError, HardwareError
 if TYPE_CHECKING:
     from torch import nn
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "fp16-mixed", "fp8", "int8")
 ENGINE = "engine.plan"
 COMPUTE_CAPABILITIES = RTX_CAPABILITIES
 _TILING = {"none": "NONE", "fast": "FAST", "moderate": "MODERATE", "full": "FULL"}

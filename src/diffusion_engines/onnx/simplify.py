@@ -6,16 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import onnxsim
 from google.protobuf.message import DecodeError
 from onnx.checker import ValidationError
 
 from diffusion_engines.errors import ExportError
 from diffusion_engines.onnx.graph import MODEL, save_with_external_data
+from diffusion_engines.onnx.session import NUMPY, session_of
 from diffusion_engines.progress import step
-
-_NUMPY = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
 def simplify_graph(source: Path, folder: Path, *, skipped_optimizers: list[str]) -> None:
@@ -82,26 +80,12 @@ def relative_l2_between(before: Path, after: Path, *, seed: int) -> float:
 
 
 def _run(path: Path, seed: int) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    # As written, so that the two graphs are compared and not two optimizations of them.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    # Memory: no second copy of the weights, and casts of fp16 weights when they are needed
-    # instead of all of them first (5.3 instead of 6.2 GB for the UNet of SD 1.4).
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    options.enable_cpu_mem_arena = False
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no public base class
-        raise ExportError(
-            f"ONNX Runtime cannot load {path}", found=str(error)[:500], fix="see the message"
-        ) from error
+    session = session_of(path)
     generator = np.random.default_rng(seed)
     feeds = {}
     for value in session.get_inputs():
         shape = [_size(dim, axis) for axis, dim in enumerate(value.shape)]
-        dtype = _NUMPY[value.type]
+        dtype = NUMPY[value.type]
         if dtype is np.int64:
             feeds[value.name] = generator.integers(0, 256, shape)
         elif len(shape) == 1:

@@ -19,6 +19,11 @@ def simplifier_versions() -> dict[str, str]:
     return _versions("onnxsim")
 
 
+def quantizer_versions() -> dict[str, str]:
+    """Return the versions of the libraries that quantization goes through."""
+    return _versions("nvidia-modelopt", "onnxruntime")
+
+
 def _versions(*names: str) -> dict[str, str]:
     # "+cpu" and "+cu130" export the same graph.
     return {name: metadata.version(name).split("+")[0] for name in names}

@@ -27,7 +27,7 @@ from diffusion_engines.runtime.recording import (
 from diffusion_engines.runtime.sampling import Network, load_model, sample
 
 # From the precision that costs least: an image is judged by the lowest of its components.
-_PRECISIONS = ("fp32", "fp16", "bf16")
+_PRECISIONS = ("fp32", "fp16-mixed", "fp16", "bf16", "int8", "fp8")
 
 
 def validate_target(

@@ -167,6 +167,32 @@ class Operators:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """What a lower precision costs, in ONNX Runtime, before any engine (``stages/quantize.py``).
+
+    ``calls`` and ``source_calls`` hold the relative L2 of each recorded call, of the quantized
+    graph and of the graph that it was made from; ``lowered`` and ``kept`` count layers by operator.
+    """
+
+    name: str
+    component: str
+    precision: str
+    source: str
+    calls: tuple[float, ...]
+    source_calls: tuple[float, ...]
+    calibrated_on: int
+    allowed: float
+    lowered: Mapping[str, int]
+    kept: Mapping[str, int]
+    bytes: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every call is within tolerance; NaN never is."""
+        return all(value <= self.allowed for value in self.calls)
+
+
+@dataclass(frozen=True)
 class Reference:
     """The recorded fp32 PyTorch pipeline: its settings and the pictures that it wrote."""
 
@@ -190,6 +216,7 @@ class Report:
     validations: Mapping[str, Validation]
     benchmarks: Mapping[str, Benchmark]
     operators: tuple[Operators, ...]
+    quantizations: tuple[Quantization, ...]
     reference: Reference
     stages: tuple[StageLog, ...]
 
@@ -198,6 +225,15 @@ class Report:
         """Whether the weights are random numbers."""
         made_from = (engine.manifest.get("synthetic", False) for engine in self.engines)
         return self.model.source == "synthetic" or any(made_from)
+
+    def graph_error(self, onnx: str) -> float | None:
+        """The worst relative L2 of a graph in ONNX Runtime, None where none was measured."""
+        for found in self.quantizations:
+            if onnx == found.name:
+                return max(found.calls)
+            if onnx == found.source:
+                return max(found.source_calls)
+        return None
 
     def machine_of(self, target: str) -> Mapping[str, Any]:
         """The machine that a target was measured on; empty where none is recorded."""
@@ -210,6 +246,7 @@ def collect(
     model: config.Model,
     image: config.Image,
     exports: Mapping[str, config.ExportItem],
+    quantized: Mapping[str, config.QuantizedItem],
     engines: Mapping[str, config.Engine],
     measure: Mapping[str, config.Measure],
 ) -> Report:
@@ -230,8 +267,9 @@ def collect(
         },
         benchmarks={t: _benchmark(t) for t in measured if _benchmark_json(t).is_file()},
         operators=tuple(_operators(name) for name in exports),
+        quantizations=tuple(_quantization(name, item) for name, item in quantized.items()),
         reference=reference,
-        stages=tuple(_stages([*exports], [*engines], [*measured])),
+        stages=tuple(_stages([*exports], [*quantized], [*engines], [*measured])),
     )
 
 
@@ -317,6 +355,26 @@ def _operators(name: str) -> Operators:
     return Operators(name, found["before"], found["after"])
 
 
+def _quantization(name: str, item: config.QuantizedItem) -> Quantization:
+    folder = layout.quantization(name)
+    found = read_json(folder / "quantization.json")
+    with (folder / "steps.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return Quantization(
+        name=name,
+        component=item.component,
+        precision=item.precision,
+        source=found["source"],
+        calls=tuple(float(row["rel_l2"]) for row in rows),  # infinite where a value is not finite
+        source_calls=tuple(float(row["source_rel_l2"]) for row in rows),
+        calibrated_on=found["calls"],
+        allowed=found["allowed"],
+        lowered=found["lowered"],
+        kept=found["kept"],
+        bytes=found["bytes"],
+    )
+
+
 def _reference() -> Reference:
     settings = read_json(layout.REFERENCE / "settings.json")
     prompts, steps = settings["prompts"], settings["frame_steps"]
@@ -331,13 +389,16 @@ def _reference() -> Reference:
     )
 
 
-def _stages(exports: list[str], engines: list[str], measure: list[str]) -> Iterator[StageLog]:
+def _stages(
+    exports: list[str], quantized: list[str], engines: list[str], measure: list[str]
+) -> Iterator[StageLog]:
     """What each stage took, in the order of the DAG; a stage without a log is left out."""
     items: dict[str, list[str | None]] = {
         "download": [None],
         "reference": [None],
         "export": [*exports],
         "simplify": [*exports],
+        "quantize": [*quantized],
         "build": [*engines],
         "wrap": [*engines],
         "validate": [*measure],

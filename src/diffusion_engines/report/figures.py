@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from diffusion_engines.report.collect import Benchmark, ComponentParity, Validation
+from diffusion_engines.report.collect import Benchmark, ComponentParity, Quantization, Validation
 from diffusion_engines.report.text import number, words
 
 # The parts of the total, in the order in which they run; colours that print and colour-blind
@@ -25,6 +25,13 @@ _PARTS = {
     "vae_decoding": "#009E73",
 }
 _COMPONENTS = {"text_encoder": "#56B4E9", "unet": "#0072B2", "vae_decoder": "#009E73"}
+_PRECISIONS = {
+    "fp32": "#555555",
+    "fp16-mixed": "#56B4E9",
+    "fp16": "#0072B2",
+    "fp8": "#E69F00",
+    "int8": "#D55E00",
+}
 _RUNNERS = {"pytorch": "PyTorch", "engines": "engines"}
 _STYLE: Any = {
     "font.size": 10,
@@ -109,6 +116,59 @@ def draw_parity(path: Path, validation: Validation, batches: int) -> None:
             axes.set_xlabel("step" if part.component == "unet" else "call")
             axes.set_xlim(0.5, steps + 0.5)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        figure.supylabel("relative L2 error", fontsize=10)
+        _save(figure, path)
+
+
+def draw_quantization(path: Path, quantizations: Sequence[Quantization], batches: int) -> None:
+    """Draw the relative L2 error of every call, a panel per component and a line per precision.
+
+    Lines of several trajectories share the axis, as in :func:`draw_parity`.
+    """
+    with plt.rc_context(_STYLE):
+        components = list(dict.fromkeys(found.component for found in quantizations))
+        figure, grid = plt.subplots(
+            1,
+            len(components),
+            figsize=(max(4.2, 3.1 * len(components)), 3.0),
+            layout="constrained",
+            sharey=True,
+            squeeze=False,
+        )
+        for axes, component in zip(grid[0], components, strict=True):
+            lines: dict[str, tuple[float, ...]] = {}
+            for found in quantizations:
+                if found.component == component:
+                    lines[found.source.removeprefix(f"{component}-")] = found.source_calls
+                    lines[found.precision] = found.calls
+            steps = 1
+            for precision, calls in lines.items():
+                runs = batches if len(calls) % max(batches, 1) == 0 else 1
+                steps = len(calls) // runs
+                for run in range(runs):
+                    # Zero and infinity have no place on a logarithmic axis: the line breaks there.
+                    values = [v if 0 < v < math.inf else math.nan for v in calls]
+                    axes.plot(
+                        range(1, steps + 1),
+                        values[run * steps : (run + 1) * steps],
+                        color=_PRECISIONS[precision],
+                        label=precision,
+                        marker="o",
+                        ms=3,
+                        lw=1,
+                    )
+            axes.set_yscale("log")
+            axes.set_title(words(component), fontsize=10)
+            axes.set_xlabel("step" if component == "unet" else "call")
+            axes.set_xlim(0.5, steps + 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        unique: dict[str, Any] = {}
+        for axes in grid[0]:
+            handles, labels = axes.get_legend_handles_labels()
+            unique |= dict(zip(labels, handles, strict=True))
+        figure.legend(
+            unique.values(), unique.keys(), loc="outside upper center", ncols=6, frameon=False
+        )
         figure.supylabel("relative L2 error", fontsize=10)
         _save(figure, path)
 

@@ -13,7 +13,7 @@ from diffusion_engines import config
 from diffusion_engines.files import write_json
 from diffusion_engines.report import text
 from diffusion_engines.report.collect import Engine, Report, collect
-from diffusion_engines.report.figures import draw_breakdown, draw_parity
+from diffusion_engines.report.figures import draw_breakdown, draw_parity, draw_quantization
 from diffusion_engines.report.images import amplified_difference, last_frame, write_trajectory
 
 _MIME = {".png": "image/png", ".gif": "image/gif"}
@@ -24,6 +24,7 @@ def write_report(
     model: config.Model,
     image: config.Image,
     exports: Mapping[str, config.ExportItem],
+    quantized: Mapping[str, config.QuantizedItem],
     engines: Mapping[str, config.Engine],
     measure: Mapping[str, config.Measure],
 ) -> None:
@@ -32,7 +33,7 @@ def write_report(
     Raises:
         IntegrityError: something that the fleet must have is missing from artifacts/.
     """
-    report = collect(model, image, exports, engines, measure)
+    report = collect(model, image, exports, quantized, engines, measure)
     figures: dict[str, Path] = {"trajectory": folder / "trajectory.gif"}
     write_trajectory(figures["trajectory"], report.reference.frames, report.reference.frame_steps)
     for target, benchmark in report.benchmarks.items():
@@ -41,6 +42,9 @@ def write_report(
     for target, validation in report.validations.items():
         figures[f"parity-{target}"] = folder / f"parity-{target}.png"
         draw_parity(figures[f"parity-{target}"], validation, report.reference.batches)
+    if report.quantizations:
+        figures["quantization"] = folder / "quantization.png"
+        draw_quantization(figures["quantization"], report.quantizations, report.reference.batches)
     write_json(folder / "fleet.json", fleet_summary(report))
     (folder / "index.html").write_text(render(report, figures), encoding="utf-8")
 
@@ -101,9 +105,14 @@ def engine_status(report: Report, engine: Engine) -> str:
 
 
 def parity_text(report: Report, engine: Engine) -> str:
-    """Return an engine's worst error and whether it is within tolerance."""
+    """Return an engine's worst error and whether it is within tolerance.
+
+    Where the engine was not run, the error of the graph that it was built from stands for it, if
+    that was measured.
+    """
     if engine.target not in report.validations:
-        return "not run here"
+        error = report.graph_error(f"{engine.component}-{engine.precision}")
+        return "not run here" if error is None else f"graph rel L2 {text.scientific(error)}"
     for part in report.validations[engine.target].components:
         if part.component == engine.component:
             verdict = "ok" if part.passed else "MISSED"

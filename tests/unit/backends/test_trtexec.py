@@ -95,7 +95,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp16-mixed", "int8"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_command_has_only_options_of_its_release(
@@ -106,7 +106,8 @@ def test_a_command_has_only_options_of_its_release(
         "weights=stripped": (10, 0, 0),
         "hardware_compatibility=same_compute_capability": (10, 9, 0),
     }.get(variant, (0, 0, 0))
-    if version < missing or (precision == "bf16" and version < (9, 0, 0)):
+    since = {"bf16": (9, 0, 0), "fp16-mixed": (10, 0, 0), "int8": (10, 0, 0)}
+    if version < max(missing, since.get(precision, missing)):
         with pytest.raises(BuildError, match=rf"TensorRT {format_version(version)} has no"):
             command(release, VARIANTS[variant], precision, OPEN, Path("timing.cache"))
         return

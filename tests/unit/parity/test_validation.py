@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import typing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,17 @@ from onnx import numpy_helper
 from diffusion_engines import layout
 from diffusion_engines.backends import backend
 from diffusion_engines.components import COMPONENTS
-from diffusion_engines.config import OnnxRuntimeBuild, OnnxRuntimeTarget, params_from_config
+from diffusion_engines.config import (
+    OnnxRuntimeBuild,
+    OnnxRuntimeTarget,
+    Precision,
+    QuantizedPrecision,
+    params_from_config,
+)
 from diffusion_engines.errors import ConfigError, IntegrityError
 from diffusion_engines.files import write_manifest
 from diffusion_engines.onnx.export import export_module
+from diffusion_engines.parity import validation
 from diffusion_engines.parity.validation import validate_target
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
@@ -211,3 +219,12 @@ def test_damaged_weights_are_refused(workspace: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(IntegrityError, match="wrong size"), torch.no_grad():
         torch_networks("fp32", "cpu")
+
+
+def test_every_precision_has_tolerances_and_a_place_among_the_others() -> None:
+    precisions = {*typing.get_args(Precision), *typing.get_args(QuantizedPrecision)}
+    assert set(validation._PRECISIONS) == precisions
+    tolerances = params_from_config(yaml.safe_load((ROOT / "params.yaml").read_text()))["validate"]
+    assert set(tolerances.images) == precisions
+    for component in COMPONENTS:
+        assert set(tolerances.components[component]) == precisions

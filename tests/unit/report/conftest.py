@@ -89,6 +89,25 @@ def write_operators(name: str, macs: int | None) -> None:
     write(f"artifacts/operators/{name}/operators.json", {"before": before, "after": after})
 
 
+def write_quantization(name: str, source: str, calls: list[float]) -> None:
+    """The costs of a quantized graph; its source is a hundred times as exact."""
+    write(
+        f"artifacts/quantization/{name}/quantization.json",
+        {
+            "source": source,
+            "calls": 16,
+            "allowed": 0.1,
+            "bytes": 7000,
+            "lowered": {"Conv": 40, "MatMul": 60},
+            "kept": {"Conv": 2},
+        },
+    )
+    with Path(f"artifacts/quantization/{name}/steps.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["call", "source_rel_l2", "rel_l2", "max_abs", "cosine", "not_finite"])
+        rows.writerows([i, v / 100, v, 1.0, 1.0, 0] for i, v in enumerate(calls))
+
+
 def write_validation(target: str, components: dict[str, str], rel_l2: float = 1e-5) -> None:
     broken = int(rel_l2 == float("inf"))
     worst = {"rel_l2": rel_l2, "max_abs": 1e-4, "cosine": 0.999999, "not_finite": broken}
@@ -151,8 +170,13 @@ def write_benchmark(target: str, components: dict[str, str], gpus: list[str]) ->
     )
 
 
-def sections(engines: dict[str, str], measure: list[str], source: str) -> dict[str, Any]:
-    """The report's sections of params.yaml; ``engines`` are names with their precisions."""
+def sections(
+    engines: dict[str, str], measure: list[str], source: str, quantized: dict[str, str]
+) -> dict[str, Any]:
+    """The report's sections of params.yaml; ``engines`` are names with their precisions.
+
+    ``quantized`` are names such as "unet-int8" with the precision of their source.
+    """
     split = {name: name.split("-", 1) for name in engines}
     model = {
         "name": "toy",
@@ -174,6 +198,11 @@ def sections(engines: dict[str, str], measure: list[str], source: str) -> dict[s
                 "precision": engines[name],
             }
             for name, (_, component) in split.items()
+            if f"{component}-{engines[name]}" not in quantized
+        },
+        "quantized": {
+            name: {"component": name.split("-")[0], "precision": name.split("-")[1], "source": made}
+            for name, made in quantized.items()
         },
         "engines": {
             name: {
@@ -202,14 +231,18 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Simp
         rel_l2: float = 1e-5,
         gpus: tuple[str, ...] = (),
         batch: Any = 2,
+        quantized: dict[str, str] | None = None,
+        errors: tuple[float, ...] = (0.02, 0.03, 0.05, 0.02, 0.03, 0.04),
     ) -> SimpleNamespace:
         engines = engines or {"cpu-text_encoder": "fp32", "cpu-unet": "fp32", "rtx-unet": "fp16"}
-        arguments = sections(engines, list(measure), source)
+        arguments = sections(engines, list(measure), source, quantized or {})
         write_reference()
         for engine in arguments["engines"].values():
             write_engine(engine.target, engine.component, engine.precision, batch)
         for export in arguments["exports"]:
             write_operators(export, None if isinstance(batch, dict) else 1_000_000)
+        for name, item in arguments["quantized"].items():
+            write_quantization(name, item.onnx, list(errors))
         for target in measure:
             components = {
                 e.component: e.precision

@@ -96,6 +96,37 @@ def test_fleet_summary_has_what_repro_prints(fleet) -> None:
     assert rows["rtx-unet"]["parity"] == rows["rtx-unet"]["speed"] == "not run here"
 
 
+QUANTIZED = {
+    "rtx-unet": "fp16",
+    "rtx8-unet": "int8",
+    "cpu-unet": "fp32",
+}
+
+
+def test_lower_precisions_stand_beside_their_source(fleet) -> None:
+    made = fleet(QUANTIZED, quantized={"unet-int8": "fp16"})
+    rows = {row["name"]: row["parity"] for row in summary(made)["engines"]}
+    assert rows["cpu-unet"] == "rel L2 1.0e-05, ok"  # an engine that ran
+    assert rows["rtx-unet"] == "graph rel L2 5.0e-04"
+    assert rows["rtx8-unet"] == "graph rel L2 5.0e-02"
+    text = words_of(written(made))
+    assert "unet-int8 7.00 kB 16 calls 60 MatMul, 40 Conv 2 Conv 5.0e-02 (≤ 1.0e-01)" in text
+    assert "unet-fp16 5.0e-04 within tolerance" in text
+    assert (made.folder / "quantization.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("worst", [0.2, float("inf")])
+def test_a_quantized_graph_out_of_tolerance_is_shown_as_such(fleet, worst: float) -> None:
+    made = fleet(QUANTIZED, quantized={"unet-int8": "fp16"}, errors=(0.02, worst))
+    text = words_of(written(made))
+    assert f"{'∞' if worst > 1 else '2.0e-01'} (≤ 1.0e-01)" in text
+    assert "missed" in text.split("What the lower precisions cost")[1].split("Latency")[0]
+
+
+def test_a_fleet_without_lower_precisions_says_nothing_of_them(fleet) -> None:
+    assert "lower precisions" not in words_of(written(fleet()))
+
+
 def test_nothing_measured(fleet) -> None:
     made = fleet({"rtx40-unet": "fp16"}, measure=())
     text = words_of(written(made))

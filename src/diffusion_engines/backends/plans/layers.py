@@ -60,9 +60,15 @@ def precision_of(tensor: dict[str, Any]) -> str | None:
 
 
 def precisions_of_graph(onnx: Path) -> dict[str, int]:
-    """Return how many weights of an ONNX graph have each floating-point precision."""
+    """Return how many weights of an ONNX graph, scales' zero points included, have a precision."""
     from onnx import TensorProto, load
 
-    names = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+    names = {
+        TensorProto.FLOAT: "fp32",
+        TensorProto.FLOAT16: "fp16",
+        TensorProto.BFLOAT16: "bf16",
+        TensorProto.INT8: "int8",
+        TensorProto.FLOAT8E4M3FN: "fp8",
+    }
     weights = load(onnx, load_external_data=False).graph.initializer
     return dict(Counter(names[w.data_type] for w in weights if w.data_type in names))

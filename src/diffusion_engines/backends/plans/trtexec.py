@@ -27,6 +27,10 @@ ALWAYS_STRONGLY_TYPED: Version = (11, 0, 0)
 # The first release that has an option or a value of it.
 SINCE: dict[str, Version] = {
     "precision bf16": (9, 0, 0),
+    # Only a strongly typed network keeps to the layers that the graph names.
+    "precision fp16-mixed": STRONGLY_TYPED,
+    "precision fp8": STRONGLY_TYPED,
+    "precision int8": STRONGLY_TYPED,
     "weights stripped": (10, 0, 0),
     "hardware_compatibility same_compute_capability": (10, 9, 0),
 }

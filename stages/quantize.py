@@ -1,0 +1,95 @@
+"""Make an INT8, FP8 or mixed-precision graph of an export, calibrated on the recorded reference.
+
+Select it with `+graph=unet-int8`. What it costs is measured in ONNX Runtime at every recorded call,
+beside its source, and written first; a missed tolerance fails after.
+
+Reads   artifacts/onnx/<component>-<source>/, artifacts/reference/<component>.safetensors
+Writes  artifacts/onnx/<graph>/: model.onnx, model.onnx.data, manifest.json
+        artifacts/quantization/<graph>/: the errors of every call, and which layers are quantized
+        artifacts/metrics/quantize/<graph>.json
+        artifacts/logs/quantize/<graph>/: what ModelOpt printed
+"""
+
+from dataclasses import asdict, dataclass
+
+from diffusion_engines import config, layout
+from diffusion_engines.errors import GateError
+from diffusion_engines.files import (
+    new_folder,
+    read_manifest,
+    write_json,
+    write_manifest,
+    write_table,
+)
+from diffusion_engines.onnx.graph import MODEL, check_graph
+from diffusion_engines.onnx.quantize import lower_precision, opset_on_disk, spread, typed_inputs
+from diffusion_engines.onnx.versions import quantizer_versions
+from diffusion_engines.parity.graphs import compare_graphs
+from diffusion_engines.progress import step
+from diffusion_engines.runtime.recording import recorded_calls
+from diffusion_engines.stage import stage
+
+
+@dataclass(frozen=True)
+class Config:
+    graph: str
+    quantized: dict[str, config.QuantizedItem]
+    quantize: config.Quantize
+
+
+@stage
+def main(cfg: Config) -> None:
+    item = cfg.quantized[cfg.graph]
+    settings = cfg.quantize.settings(item.precision)
+    source, recorded = layout.onnx(item.onnx), f"{item.component}.safetensors"
+    with step(f"check the files of {item.onnx}"):
+        manifest = read_manifest(source, "onnx")
+        read_manifest(layout.REFERENCE, "reference", only=(recorded,))
+    calls = recorded_calls(layout.REFERENCE / recorded)
+    chosen = spread([inputs for inputs, _ in calls], settings.calls)
+    with (
+        new_folder(layout.onnx(cfg.graph)) as folder,
+        new_folder(layout.quantization(cfg.graph)) as tables,
+    ):
+        with step(f"{item.precision}, from {len(chosen)} of {len(calls)} calls"):
+            layers = lower_precision(
+                source, folder, chosen, item, settings, layout.log("quantize", cfg.graph)
+            )
+        with step("check the graph"):
+            opset = opset_on_disk(folder / MODEL)
+            check_graph(folder / MODEL, opset=opset, writer="ModelOpt")
+        parity = compare_graphs(source / MODEL, folder / MODEL, calls, names=(item.onnx, cfg.graph))
+        worst = parity.worst()
+        print(
+            f"  relative L2 error at the worst call: {worst['rel_l2']:.2e} "
+            f"({item.onnx}: {worst['source_rel_l2']:.2e}; allowed {settings.rel_l2:.0e})"
+        )
+        write_table(tables / "steps.csv", parity.rows())
+        details = {
+            "source": item.onnx,
+            "calls": len(chosen),
+            "allowed": settings.rel_l2,
+            "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+            **asdict(layers),
+            **worst,
+        }
+        write_json(tables / "quantization.json", details)
+        write_json(layout.metrics("quantize", cfg.graph), worst)
+        info = {key: value for key, value in manifest.items() if key not in ("files", "kind")}
+        info |= {"name": cfg.graph, "precision": item.precision, "opset": opset}
+        info["inputs"] = typed_inputs(manifest["inputs"], item.source)
+        info["versions"] |= quantizer_versions()
+        info["quantization"] = {"settings": asdict(settings), **details}
+        write_manifest(folder, "onnx", info)
+    if misses := parity.misses(settings.rel_l2):
+        raise GateError(
+            f"{cfg.graph} misses its tolerance at {len(misses)} of {len(calls)} calls:\n  - "
+            + "\n  - ".join(misses[:10]),
+            fix=f"name the layers at fault in quantize.{item.precision}.kept, calibrate on more "
+            f"calls,\nor widen quantize.{item.precision}.rel_l2 (conf/quantize/); the measurements "
+            f"are in\n{layout.quantization(cfg.graph)}",
+        )
+
+
+if __name__ == "__main__":
+    main()
