@@ -1,0 +1,149 @@
+"""The model that the repository ships: its size, its words, its pictures, and what damage does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from random import Random
+from types import ModuleType
+
+import pytest
+import torch
+import yaml
+
+from diffusion_engines.config import params_from_config
+from diffusion_engines.parity.gates import gate_of, misses_of_component
+from diffusion_engines.parity.metrics import difference
+from diffusion_engines.runtime import sampling
+from diffusion_engines.runtime.assemble import TorchNetwork
+from diffusion_engines.runtime.recording import Recorder
+from tests.conftest import ROOT, load
+
+LEMON = ROOT / "models" / "lemon"
+PROMPT = "A big banana leaf with lemons in front of it"
+SETTINGS = sampling.Settings("dpmpp_2m", 10, 7.5, 128, 128, vae_scale_factor=4)
+
+
+def networks() -> dict[str, TorchNetwork]:
+    names = ("text_encoder", "unet", "vae_decoder")
+    return {name: TorchNetwork(load(LEMON, name).module, torch.float32) for name in names}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[torch.Tensor, Recorder]:
+    """The picture of the prompt, (3, 128, 128), and the calls of the UNet that made it."""
+    loaded: dict[str, sampling.Network] = dict(networks())
+    recorder = Recorder(loaded["unet"])
+    loaded["unet"] = recorder
+    model = sampling.load_model(LEMON)
+    noise = sampling.initial_latents(model, SETTINGS, [42])
+    result = sampling.sample(loaded, model, SETTINGS, [PROMPT], noise)
+    return result.images[0], recorder
+
+
+@pytest.fixture
+def scenes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(LEMON / "training"))
+    import scenes as module
+
+    return module
+
+
+def test_it_fits_into_git() -> None:
+    files = [path for path in LEMON.rglob("*") if path.is_file() and "__pycache__" not in str(path)]
+    assert sum(path.stat().st_size for path in files) <= 16_000_000
+
+
+def test_its_tokenizer_knows_the_words_of_its_captions(scenes: ModuleType) -> None:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(LEMON / "tokenizer")
+    config = json.loads((LEMON / "text_encoder" / "config.json").read_text())
+    assert len(tokenizer) == config["vocab_size"]
+    random = Random(0)
+    for _ in range(200):
+        caption = scenes.caption_from_scene(scenes.random_scene(random, held_out=False), random)
+        ids = tokenizer(caption).input_ids
+        assert (ids[0], ids[-1]) == (config["bos_token_id"], config["eos_token_id"])
+        words = caption.lower().replace(",", " ,").replace(".", " .").split()
+        assert len(ids) == len(words) + 2, caption
+
+
+def test_held_out_combinations_are_in_no_training_caption(scenes: ModuleType) -> None:
+    def combinations(held_out: bool, count: int) -> set[tuple[object, ...]]:
+        random = Random(1)
+        made = [scenes.random_scene(random, held_out=held_out) for _ in range(count)]
+        return {(s.kind, s.colour, s.count, s.anchor, s.relation) for s in made}
+
+    trained, held_out = combinations(False, 4000), combinations(True, 200)
+    assert len(held_out) > 30
+    assert not trained & held_out
+
+
+def test_a_drawing_shows_what_its_scene_says(scenes: ModuleType) -> None:
+    import drawing
+
+    base = {"kind": "apple", "anchor": "none", "relation": "none", "size": "medium"}
+    base |= {"surface": "plain", "wall": "white", "bowl": "white", "seed": 3}
+    red = [drawing.draw(scenes.Scene(colour="red", count=n, **base)) for n in (1, 2, 3)]
+    blue = drawing.draw(scenes.Scene(colour="blue", count=1, **base))
+    areas = [int(((p[..., 0] > 150) & (p[..., 1] < 90)).sum()) for p in red]
+    assert 0 < areas[0] < areas[1] < areas[2]
+    assert ((blue[..., 2] > 120) & (blue[..., 0] < 90)).sum() > 200
+    assert (drawing.draw(scenes.Scene(colour="red", count=1, **base)) == red[0]).all()
+
+
+def test_it_draws_lemons_in_front_of_a_leaf(drawn: tuple[torch.Tensor, Recorder]) -> None:
+    red, green, blue = drawn[0]
+    yellow = (red > 0.7) & (green > 0.6) & (blue < 0.35)
+    leaf = (green > red + 0.1) & (green > blue + 0.1) & (green > 0.25)
+    rows = torch.arange(128.0)[:, None].expand(128, 128)
+    assert 150 < yellow.sum() < 4000
+    assert 500 < leaf.sum() < 6000
+    assert rows[yellow].mean() > rows[leaf].mean() + 10, "the lemons lie at the foot of the leaf"
+
+
+Damage = Callable[[torch.nn.Module], None]
+
+
+def scaled_first(unet: torch.nn.Module) -> None:
+    unet.network.conv_in.weight.mul_(1.05)
+
+
+def scaled_middle(unet: torch.nn.Module) -> None:
+    unet.network.mid_block.resnets[0].conv1.weight.mul_(1.05)
+
+
+def swapped(unet: torch.nn.Module) -> None:
+    attention = unet.network.mid_block.attentions[0].transformer_blocks[0].attn1
+    attention.to_k, attention.to_v = attention.to_v, attention.to_k
+
+
+def worst(unet: torch.nn.Module, recorder: Recorder, precision: str) -> list[str]:
+    """The gate of a precision over every recorded call."""
+    params = params_from_config(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    gate = gate_of(params["validate"], "unet", precision)
+    network = TorchNetwork(unet, torch.float32)
+    found = [difference(network(*inputs), output) for *inputs, output in recorder.calls[::3]]
+    return misses_of_component("unet", gate, found)
+
+
+# docs/tolerances.md: fp32's gate catches every layer and every swap, fp16's the larger half.
+@pytest.mark.parametrize(
+    ("precision", "damage"),
+    [
+        ("fp32", scaled_first),
+        ("fp32", scaled_middle),
+        ("fp32", swapped),
+        ("fp16", scaled_first),
+        ("fp16", swapped),
+        ("bf16", scaled_first),
+    ],
+)
+def test_damage_misses_the_gate(
+    drawn: tuple[torch.Tensor, Recorder], precision: str, damage: Damage
+) -> None:
+    unet = load(LEMON, "unet").module
+    assert not worst(unet, drawn[1], precision)
+    damage(unet)
+    assert worst(unet, drawn[1], precision)
