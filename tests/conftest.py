@@ -54,7 +54,13 @@ class Loaded:
     vocabulary: int
 
 
-def load(weights: Path, name: str, precision: str = "fp32", dynamic: Dynamic = STATIC) -> Loaded:
+def load(
+    weights: Path,
+    name: str,
+    precision: str = "fp32",
+    dynamic: Dynamic = STATIC,
+    image: Image = IMAGE,
+) -> Loaded:
     """Load one component with the specification of its inputs."""
     from diffusion_engines.runtime.networks import load_architecture, load_network
 
@@ -64,6 +70,6 @@ def load(weights: Path, name: str, precision: str = "fp32", dynamic: Dynamic = S
     return Loaded(
         name,
         load_network(spec, folder, precision),
-        spec.inputs(architecture, IMAGE, dynamic),
+        spec.inputs(architecture, image, dynamic),
         architecture.get("vocab_size", 0),
     )

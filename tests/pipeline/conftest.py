@@ -42,6 +42,11 @@ SHORT = {
         "warmup: 2": "warmup: 0",
         "repeats: 10": "repeats: 1",
     },
+    # Random weights lose more in 8 bits than the default model's.
+    "conf/quantize/default.yaml": {
+        "rel_l2: 1.3e-1": "rel_l2: 5.0e-1",
+        "rel_l2: 1.6e-1": "rel_l2: 5.0e-1",
+    },
     "conf/config.yaml": CHOICES,
 }
 

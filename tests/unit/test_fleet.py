@@ -88,6 +88,7 @@ def test_a_quantized_export_must_be_made_from_one_that_there_is(
 
 def test_an_engine_in_8_bits_needs_the_quantized_graph(params: dict[str, Any]) -> None:
     params["engines"]["rtx-unet"]["precision"] = "fp8"
+    params["targets"]["rtx"]["compute_capabilities"] = ["8.9"]
     assert "engines.rtx-unet: needs quantized.unet-fp8, which the fleet" in problems(params)
     item = {"component": "unet", "precision": "fp8", "source": "fp16"}
     params["quantized"]["unet-fp8"] = item

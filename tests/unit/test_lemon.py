@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from types import ModuleType
 
+import onnx
 import pytest
 import torch
 import yaml
+from onnx import numpy_helper
 
-from diffusion_engines.config import params_from_config
+from diffusion_engines.config import Image, QuantizedItem, params_from_config
+from diffusion_engines.onnx.export import export_module
+from diffusion_engines.onnx.graph import MODEL, save_with_external_data
+from diffusion_engines.onnx.quantize import lower_precision
+from diffusion_engines.onnx.simplify import simplify_graph
 from diffusion_engines.parity.gates import gate_of, misses_of_component
+from diffusion_engines.parity.graphs import compare_graphs
 from diffusion_engines.parity.metrics import difference
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import TorchNetwork
@@ -21,6 +29,7 @@ from tests.conftest import ROOT, load
 
 LEMON = ROOT / "models" / "lemon"
 PROMPT = "A big banana leaf with lemons in front of it"
+IMAGE = Image(height=128, width=128, batch_size=1, vae_scale_factor=4)
 SETTINGS = sampling.Settings("dpmpp_2m", 10, 7.5, 128, 128, vae_scale_factor=4)
 
 
@@ -147,3 +156,49 @@ def test_damage_misses_the_gate(
     assert not worst(unet, drawn[1], precision)
     damage(unet)
     assert worst(unet, drawn[1], precision)
+
+
+def test_a_doubled_scale_misses_the_gate_of_int8(
+    drawn: tuple[torch.Tensor, Recorder], tmp_path: Path
+) -> None:
+    pytest.importorskip("modelopt", reason="ModelOpt has no wheel for this platform")
+    params = params_from_config(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    settings = params["quantize"].settings("int8")
+    calls = [(tuple(inputs), output) for *inputs, output in drawn[1].calls]
+    loaded = load(LEMON, "unet", "fp16", image=IMAGE)
+    for name in ("raw", "fp16", "int8"):
+        (tmp_path / name).mkdir()
+    export_module(
+        loaded.module,
+        loaded.inputs,
+        tmp_path / "raw",
+        precision="fp16",
+        exporter="dynamo",
+        opset=20,
+        patches=[],
+        vocabulary=0,
+    )
+    simplify_graph(tmp_path / "raw" / MODEL, tmp_path / "fp16", skipped_optimizers=[])
+    lower_precision(
+        tmp_path / "fp16",
+        tmp_path / "int8",
+        [inputs for inputs, _ in calls],
+        QuantizedItem("unet", "int8", "fp16"),
+        settings,
+        tmp_path / "log",
+    )
+
+    def misses() -> list[str]:
+        path = tmp_path / "int8" / MODEL
+        parity = compare_graphs(path, path, calls[::3], names=("int8", "int8"))
+        return parity.misses(settings.rel_l2)
+
+    assert not misses()
+    graph = onnx.load(tmp_path / "int8" / MODEL)
+    layer = "network.up_blocks.1.upsamplers.0.conv.weight"
+    (scale,) = (n.input[1] for n in graph.graph.node if n.input and n.input[0] == layer)
+    (tensor,) = (i for i in graph.graph.initializer if i.name == scale)
+    values = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(values * values.dtype.type(2), scale))
+    save_with_external_data(graph, tmp_path / "int8" / MODEL)
+    assert misses()
