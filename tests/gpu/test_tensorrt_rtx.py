@@ -46,6 +46,8 @@ def test_an_engine_computes_what_pytorch_does(
     result = module.build(folders["graph"] / "model.onnx", folders["engine"], target, specs, "fp16")
     info = {
         "name": name,
+        "component": name,
+        "inputs": specs,
         "backend": "tensorrt_rtx",
         "engine": result.engine,
         "fingerprint": module.fingerprint(target),

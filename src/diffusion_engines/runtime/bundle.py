@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffusion_engines.backends import backend
 from diffusion_engines.files import copy_files, read_manifest, write_manifest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from diffusion_engines.runtime.shapes import CheckedEngine
 
 
 def wrap_engine(engine: Path, folder: Path) -> None:
@@ -24,11 +24,12 @@ def wrap_engine(engine: Path, folder: Path) -> None:
     write_manifest(folder, "bundle", info)
 
 
-def load_bundle(folder: Path, device: str = "cpu") -> nn.Module:
+def load_bundle(folder: Path, device: str = "cpu") -> CheckedEngine:
     """Return a bundle's engine as a module that runs on tensors of ``device``.
 
     The hash of every file and then the fingerprint are compared first: the runtimes answer a
-    damaged or foreign engine with a crash.
+    damaged or foreign engine with a crash. Called with a size that the engine was not built for,
+    the module raises ShapeError.
 
     Raises:
         IntegrityError: a file is missing or altered.
@@ -38,4 +39,12 @@ def load_bundle(folder: Path, device: str = "cpu") -> nn.Module:
     manifest = read_manifest(folder, "bundle")
     module = backend(manifest["backend"])
     module.check_loadable(manifest)
-    return module.load(folder, manifest, device)
+    from diffusion_engines.runtime.shapes import CheckedEngine
+
+    return CheckedEngine(module.load(folder, manifest, device), manifest)
+
+
+def engine_device(manifest: dict[str, Any]) -> str:
+    """Return the PyTorch device that a bundle's engine was built for: ``cpu`` or ``cuda``."""
+    # Only targets that can be built for either say so.
+    return manifest["settings"].get("device", "cuda")
