@@ -42,6 +42,7 @@ SHORT = {
         "warmup: 2": "warmup: 0",
         "repeats: 10": "repeats: 1",
     },
+    "conf/generate/default.yaml": {"steps: 20": "steps: 2", "frames: 11": "frames: 2"},
     "conf/config.yaml": CHOICES,
 }
 

@@ -15,7 +15,7 @@ OTHER_CPU = """\
 import cpuinfo
 cpuinfo.get_cpu_info = lambda: {"brand_raw": "another CPU", "flags": ["sse4_2", "ssse3"]}
 """
-MEASURED = {"validate@cpu", "benchmark@cpu", "report"}
+MEASURED = {"validate@cpu", "benchmark@cpu", "generate@cpu", "report"}
 
 
 def test_nothing_changed_runs_nothing_but_the_probes(clone: Clone) -> None:

@@ -20,6 +20,7 @@ LIBRARY = ROOT / "src" / "diffusion_engines"
 # benchmark option would rebuild every engine of every fleet.
 PLUMBING = {
     "__init__.py",
+    "arguments.py",
     "backends/__init__.py",
     "config.py",
     "errors.py",
@@ -50,6 +51,7 @@ EXEMPT = {
     "build": {"onnx/graph.py"},
     "validate": {"components.py"},
     "benchmark": {"components.py"},
+    "generate": {"components.py"},
     "report": {"components.py"},
 }
 

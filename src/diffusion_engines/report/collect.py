@@ -342,6 +342,7 @@ def _stages(exports: list[str], engines: list[str], measure: list[str]) -> Itera
         "wrap": [*engines],
         "validate": [*measure],
         "benchmark": [*measure],
+        "generate": [*measure],
     }
     for name, keys in items.items():
         logs = {key: layout.log(name, key) / "resources.json" for key in keys}

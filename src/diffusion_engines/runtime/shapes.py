@@ -18,6 +18,7 @@ from diffusion_engines.errors import ShapeError
 _AXES = {
     "token ids": ("batch", "tokens"),
     "latents": ("batch", "channels", "height", "width"),
+    "timestep": ("steps",),
     "text embeddings": ("batch", "tokens", "features"),
 }
 
@@ -57,6 +58,9 @@ class InputSizes:
 
     role: str
     axes: tuple[Sizes, ...]
+
+    def __str__(self) -> str:
+        return f"{self.role} ({', '.join(f'{axis.name} {axis}' for axis in self.axes)})"
 
     def axis(self, name: str) -> Sizes:
         """The sizes of a dimension by name, e.g. ``batch``."""
@@ -122,7 +126,7 @@ class CheckedEngine(torch.nn.Module):
         if len(shape) != len(sizes.axes):
             raise ShapeError(
                 f"the engine {self.name} takes {sizes.role} of {len(sizes.axes)} dimensions",
-                expected=f"({', '.join(f'{axis.name} {axis}' for axis in sizes.axes)})",
+                expected=str(sizes),
                 found=str(shape),
             )
         pairs = zip(shape, sizes.axes, strict=True)
