@@ -31,7 +31,7 @@ class Config:
 @stage
 def main(cfg: Config) -> None:
     wanted = cfg.generate.folder
-    target = Path(wanted) if wanted else layout.images(cfg.target)
+    target = Path(wanted).expanduser() if wanted else layout.images(cfg.target)
     if wanted and target.exists():
         raise ConfigError(f"generate.folder: {target} exists", fix="choose a new folder")
     with new_folder(target) as folder:

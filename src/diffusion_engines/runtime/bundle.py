@@ -44,6 +44,14 @@ def load_bundle(folder: Path, device: str = "cpu") -> CheckedEngine:
     return CheckedEngine(module.load(folder, manifest, device), manifest)
 
 
+def is_device(device: Any, built_for: str) -> bool:
+    """Whether a PyTorch device, or its name, is the one that an engine runs on.
+
+    With an index it is the first GPU, which is the one that backends take.
+    """
+    return str(device) in (built_for, f"{built_for}:0")
+
+
 def engine_device(manifest: dict[str, Any]) -> str:
     """Return the PyTorch device that a bundle's engine was built for: ``cpu`` or ``cuda``."""
     # Only targets that can be built for either say so.

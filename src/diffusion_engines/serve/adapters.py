@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from diffusion_engines.errors import ConfigError, HardwareError
-from diffusion_engines.runtime.bundle import engine_device
+from diffusion_engines.runtime.bundle import engine_device, is_device
 from diffusion_engines.runtime.shapes import CheckedEngine
 
 FrozenDict: Any = configuration_utils.FrozenDict  # untyped in diffusers
@@ -42,12 +42,13 @@ class EngineModule(torch.nn.Module):
             HardwareError: another device or precision is asked for; both are fixed by the build.
         """
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        if device is not None and device.type != self.device.type:
+        if device is not None and not is_device(device, self.device.type):
             raise HardwareError(
                 f"the engine {self.engine.name} cannot be moved",
                 expected=str(self.device),
                 found=f".to({str(device)!r})",
-                fix=f"load the engines of a target for {device.type}",
+                fix=f"load the engines of a target for {device.type}; to choose among several\n"
+                "GPUs, set CUDA_VISIBLE_DEVICES",
             )
         precision = self.engine.manifest["precision"]
         if dtype is not None and dtype not in (torch.float32, _DTYPES[precision]):

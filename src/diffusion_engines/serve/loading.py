@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_engines.errors import ConfigError, HardwareError, IntegrityError
 from diffusion_engines.files import MANIFEST, read_json, read_manifest
-from diffusion_engines.runtime.bundle import engine_device, load_bundle
+from diffusion_engines.runtime.bundle import engine_device, is_device, load_bundle
 from diffusion_engines.serve.pack import PIPELINE
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _device(manifest: dict[str, Any], device: str | None) -> str:
     built_for = engine_device(manifest)
     if device is None:
         return built_for
-    if device != built_for:
+    if not is_device(device, built_for):
         raise HardwareError(
             f"the engine {manifest['name']} does not run on {device}",
             expected=built_for,
@@ -131,7 +131,7 @@ def _device(manifest: dict[str, Any], device: str | None) -> str:
             fix="leave `device` out, or load the engines of another target; to choose among\n"
             "several GPUs, set CUDA_VISIBLE_DEVICES",
         )
-    return device
+    return built_for
 
 
 def _check_model(folder: Path, manifest: Any, packed: Any) -> None:
