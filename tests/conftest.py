@@ -69,8 +69,11 @@ def load(weights: Path, name: str, precision: str = "fp32", dynamic: Dynamic = S
     )
 
 
-def write_bundles(weights: Path, folder: Path, dynamic: Dynamic = STATIC) -> None:
-    """Write a target's folder as `wrap` and `pack` do: fp32 ONNX Runtime engines for the CPU."""
+def write_bundles(
+    weights: Path, folder: Path, dynamic: Dynamic = STATIC, precision: str = "fp32"
+) -> None:
+    """Write a target's folder as `wrap` and `pack` do: ONNX Runtime engines for the CPU."""
+    plain = dynamic is STATIC and precision == "fp32"  # the older exporter is faster
     from diffusion_engines.backends import backend
     from diffusion_engines.config import OnnxRuntimeBuild, OnnxRuntimeTarget
     from diffusion_engines.files import new_folder
@@ -81,7 +84,7 @@ def write_bundles(weights: Path, folder: Path, dynamic: Dynamic = STATIC) -> Non
     target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all"))
     module = backend("onnxruntime")
     for name in COMPONENTS:
-        loaded = load(weights, name, dynamic=dynamic)
+        loaded = load(weights, name, precision, dynamic)
         inputs = [asdict(value) for value in loaded.inputs]
         scratch = folder.parent / f"{folder.name}-{name}"
         with new_folder(scratch / "graph") as graph:
@@ -89,18 +92,18 @@ def write_bundles(weights: Path, folder: Path, dynamic: Dynamic = STATIC) -> Non
                 loaded.module,
                 loaded.inputs,
                 graph,
-                precision="fp32",
-                exporter="dynamo" if dynamic is not STATIC else "torchscript",
-                opset=18 if dynamic is not STATIC else 17,
+                precision=precision,
+                exporter="torchscript" if plain else "dynamo",
+                opset=17 if plain else 18,
                 patches=[],
                 vocabulary=loaded.vocabulary,
             )
         with new_folder(scratch / "engine") as engine:
-            result = module.build(scratch / "graph/model.onnx", engine, target, inputs, "fp32")
+            result = module.build(scratch / "graph/model.onnx", engine, target, inputs, precision)
             info = {
                 "name": f"cpu-{name}",
                 "component": name,
-                "precision": "fp32",
+                "precision": precision,
                 "backend": "onnxruntime",
                 "builder": result.builder,
                 "engine": result.engine,

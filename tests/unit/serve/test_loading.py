@@ -95,6 +95,14 @@ def test_an_open_engine_takes_several_images_and_sizes(
         paint(served, height=256, width=128)
 
 
+def test_half_precision_engines_come_close(own: Any, tiny_weights: Path, tmp_path: Path) -> None:
+    write_bundles(tiny_weights, tmp_path / "cpu", precision="fp16")
+    served = load_pipeline(tmp_path / "cpu").to(torch.float16)
+    served.set_progress_bar_config(disable=True)
+    difference = np.abs(paint(served) - paint(own))
+    assert 1e-5 < difference.max() < 0.05  # it is another precision, and the same picture
+
+
 def test_a_batch_that_the_engines_lack_is_refused_with_what_they_take(served: Any) -> None:
     with pytest.raises(ShapeError, match=r"cpu-text_encoder .*\n +expected: batch 1\n"):
         paint(served, ["a", "b"], negative_prompt=["", ""])
