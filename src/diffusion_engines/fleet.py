@@ -26,6 +26,7 @@ def check_fleet(params: dict[str, Any]) -> None:
         *_exports(params),
         *_engines(params),
         *_measure(params),
+        *_generate(params),
     ]
     if problems:
         raise ConfigError(
@@ -109,4 +110,13 @@ def _measure(params: dict[str, Any]) -> list[str]:
         f"measure.{key}: no engine is built for this target (conf/fleet/)"
         for key in params["measure"]
         if key not in known
+    ]
+
+
+def _generate(params: dict[str, Any]) -> list[str]:
+    if params["generate"].folder is None:
+        return []
+    return [
+        "generate.folder: for runs by hand, DVC expects the images in artifacts/images/; "
+        "expected null (conf/generate/)"
     ]
