@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     fill_with_random_weights(TINY, folder, seed=0, dtype="fp32")
     for name in FOLDERS:
-        write_manifest(folder / name, "weights", {"synthetic": True})
+        write_manifest(folder / name, "weights", {"model": "tiny", "synthetic": True})
     return folder
 
 
@@ -73,3 +73,62 @@ def load(
         spec.inputs(architecture, image, dynamic),
         architecture.get("vocab_size", 0),
     )
+
+
+def write_bundles(
+    weights: Path, folder: Path, dynamic: Dynamic = STATIC, precision: str = "fp32"
+) -> None:
+    """Write a target's folder as `wrap` and `pack` do: ONNX Runtime engines for the CPU."""
+    plain = dynamic is STATIC and precision == "fp32"  # the older exporter is faster
+    from diffusion_engines.backends import backend
+    from diffusion_engines.config import OnnxRuntimeBuild, OnnxRuntimeTarget
+    from diffusion_engines.files import new_folder
+    from diffusion_engines.onnx.export import export_module
+    from diffusion_engines.runtime.bundle import wrap_engine
+    from diffusion_engines.serve.pack import PIPELINE, copy_pipeline_files
+
+    target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all"))
+    module = backend("onnxruntime")
+    for name in COMPONENTS:
+        loaded = load(weights, name, precision, dynamic)
+        inputs = [asdict(value) for value in loaded.inputs]
+        scratch = folder.parent / f"{folder.name}-{name}"
+        with new_folder(scratch / "graph") as graph:
+            export_module(
+                loaded.module,
+                loaded.inputs,
+                graph,
+                precision=precision,
+                exporter="torchscript" if plain else "dynamo",
+                opset=17 if plain else 18,
+                patches=[],
+                vocabulary=loaded.vocabulary,
+            )
+        with new_folder(scratch / "engine") as engine:
+            result = module.build(scratch / "graph/model.onnx", engine, target, inputs, precision)
+            info = {
+                "name": f"cpu-{name}",
+                "component": name,
+                "precision": precision,
+                "backend": "onnxruntime",
+                "builder": result.builder,
+                "engine": result.engine,
+                "inputs": inputs,
+                "settings": asdict(target),
+                "fingerprint": module.fingerprint(target),
+                "model": "tiny",
+                "synthetic": True,
+            }
+            write_manifest(engine, "engine", info)
+        with new_folder(folder / name) as bundle:
+            wrap_engine(scratch / "engine", bundle)
+    with new_folder(folder / PIPELINE) as rest:
+        copy_pipeline_files(weights, rest)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engines of the tiny model for 128×128 pixels and one image; not to be changed."""
+    folder = tmp_path_factory.mktemp("bundles") / "cpu"
+    write_bundles(tiny_weights, folder)
+    return folder

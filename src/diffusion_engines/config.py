@@ -289,6 +289,23 @@ class Benchmark:
 
 
 @dataclass(config=_STRICT)
+class Generate:
+    """The images that engines make of prompts (conf/generate/)."""
+
+    prompts: Annotated[list[str], Field(min_length=1)]
+    images_per_prompt: PositiveInt
+    negative_prompt: str
+    scheduler: SchedulerName
+    steps: PositiveInt
+    guidance_scale: Annotated[float, Field(ge=1.0)]
+    seed: NonNegativeInt  # of the first image; the next one has the next number
+    height: PixelSize | None  # null: those of the section image
+    width: PixelSize | None
+    frames: NonNegativeInt  # of the animation of each image
+    folder: str | None  # null: artifacts/images/<target>, where DVC expects them
+
+
+@dataclass(config=_STRICT)
 class Measure:
     """A target that is validated and benchmarked on this machine (conf/fleet/)."""
 
@@ -308,6 +325,7 @@ SECTIONS: dict[str, Any] = {
     "quantize": Quantize,
     "validate": Validate,
     "benchmark": Benchmark,
+    "generate": Generate,
     "exports": dict[str, ExportItem],
     "quantized": dict[str, QuantizedItem],
     "targets": dict[str, Target],

@@ -55,5 +55,9 @@ class FingerprintError(DiffusionEnginesError):
     """An engine was built for another machine, or another library version, than this one."""
 
 
+class ShapeError(DiffusionEnginesError):
+    """An engine was called with a size that it was not built for."""
+
+
 class GateError(DiffusionEnginesError):
     """An engine's output differs from the reference by more than its tolerance."""

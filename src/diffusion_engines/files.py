@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fnmatch
 import hashlib
 import json
 import os
@@ -89,6 +90,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         scratch.replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if "artifacts" not in path.parts:  # a person's own folder; leave nothing else there
+            with contextlib.suppress(OSError):
+                scratch.parent.rmdir()
 
 
 def _scratch_root(path: Path) -> Path:
@@ -112,7 +116,12 @@ def write_manifest(folder: Path, kind: str, info: Mapping[str, Any]) -> None:
 
 
 def read_manifest(
-    folder: Path, kind: str, *, verify: bool = True, only: Sequence[str] | None = None
+    folder: Path,
+    kind: str,
+    *,
+    verify: bool = True,
+    only: Sequence[str] | None = None,
+    skip: str = "",
 ) -> dict[str, Any]:
     """Return the manifest of ``folder`` after checking the files that it names.
 
@@ -121,6 +130,7 @@ def read_manifest(
         kind: what it must hold.
         verify: whether to check the files.
         only: which files to check; None: all.
+        skip: a pattern; files that match are not checked, for who does not read them.
 
     Raises:
         IntegrityError: the manifest is missing or describes something else than a ``kind``, or a
@@ -129,7 +139,7 @@ def read_manifest(
     remedy = (
         f"remove the damaged copy and make it again: `rm -rf {folder}`, then `dvc repro`.\n"
         "If it comes back damaged, the DVC cache holds the damage: add `--force` to that\n"
-        "`dvc repro`, or pull a good copy from a remote."
+        "`dvc repro`, or pull a good copy from a remote. On a server: copy the folder again."
     )
     manifest = read_json(folder / MANIFEST)
     if not (isinstance(manifest, dict) and isinstance(manifest.get("files"), dict)):
@@ -142,7 +152,7 @@ def read_manifest(
         )
     if verify:
         for name, recorded in manifest["files"].items():
-            if only is not None and name not in only:
+            if fnmatch.fnmatch(name, skip) or (only is not None and name not in only):
                 continue
             _verify_file(folder / name, recorded, remedy)
     return manifest

@@ -38,6 +38,7 @@ def check_fleet(params: dict[str, Any]) -> None:
         *_engines(params),
         *_measure(params),
         *_timing(params),
+        *_generate(params),
     ]
     if problems:
         raise ConfigError(
@@ -221,4 +222,13 @@ def _timing(params: dict[str, Any]) -> list[str]:
             and target.build.timing_cache
             and any(engine.target == key for engine in params["engines"].values())
         )
+    ]
+
+
+def _generate(params: dict[str, Any]) -> list[str]:
+    if params["generate"].folder is None:
+        return []
+    return [
+        "generate.folder: for runs by hand, DVC expects the images in artifacts/images/; "
+        "expected null (conf/generate/)"
     ]

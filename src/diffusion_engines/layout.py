@@ -68,6 +68,16 @@ def bundle(target: str, component: str) -> Path:
     return bundles(target) / component
 
 
+def pipeline(target: str) -> Path:
+    """What a pipeline needs besides the engines of a target, beside their bundles."""
+    return bundles(target) / "pipeline"
+
+
+def images(target: str) -> Path:
+    """The images of the config's prompts, made by the engines of a target."""
+    return ARTIFACTS / "images" / target
+
+
 def validation(target: str) -> Path:
     """Images of the engine pipeline and errors per timestep."""
     return ARTIFACTS / "validation" / target

@@ -95,10 +95,12 @@ def _print_summary(fleet: dict[str, Any], seconds: float) -> None:
     print(f"dvc repro took {seconds:.0f} s. To look at:")
     for path, what in (
         (layout.REPORT / "index.html", "the report: open it in a browser"),
+        (layout.ARTIFACTS / "images", "what the engines paint, and how fast"),
         (layout.ARTIFACTS / "bundles", "the engines, each with its manifest"),
         (layout.ARTIFACTS / "onnx", "the ONNX graphs they were built from"),
     ):
-        print(f"  {path!s:<30} {what}")
+        if path.exists():  # a fleet may measure nothing here
+            print(f"  {path!s:<30} {what}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A stage declares what it reads in a dataclass ``Config``; each field is a section of params.yaml
 (``params``: all of them), or a selector such as ``engine``, given on the command line as
-``+engine=rtx-unet``. It sees nothing else, so it cannot depend on a parameter that dvc.yaml does
+``engine=rtx-unet``. It sees nothing else, so it cannot depend on a parameter that dvc.yaml does
 not track (``tests/pipeline/test_dvc_yaml.py`` compares the two).
 
 Hydra's command line works on every stage: overrides, ``--help``, ``--cfg job``.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_engines import layout
+from diffusion_engines.arguments import hydra_arguments
 from diffusion_engines.config import SECTIONS, params_from_config, sections_from_config
 from diffusion_engines.errors import ConfigError, DiffusionEnginesError, HardwareError
 from diffusion_engines.files import write_json
@@ -59,6 +60,7 @@ def stage(main: Callable[[Any], None]) -> Callable[[], None]:
         ConfigStore.instance().store(
             group="hydra/help", name="stage", node=_help_node(script, description)
         )
+        sys.argv[1:] = _arguments(sys.argv[1:], main, script.stem)
         sys.argv[1:1] = _HYDRA_OVERRIDES  # before options such as `--cfg job`
 
         def run_with_config(config: DictConfig) -> None:
@@ -69,6 +71,12 @@ def stage(main: Callable[[Any], None]) -> Callable[[], None]:
         )()
 
     return run
+
+
+def _arguments(arguments: list[str], main: Callable[[Any], None], name: str) -> list[str]:
+    names = {field.name for field in fields(typing.get_type_hints(main)["cfg"])}
+    section = SECTIONS.get(name) if name in names else None
+    return hydra_arguments(arguments, names & set(SELECTORS), name, section)
 
 
 def _run(main: Callable[[Any], None], name: str, config: dict[str, Any]) -> None:
@@ -132,6 +140,9 @@ def _help_node(script: Path, description: str) -> dict[str, str]:
         f"Usage:  python stages/{script.name} [overrides]\n"
         "Every key of params.yaml can be overridden (Hydra's grammar); `--cfg job` prints them.\n"
     )
+    if script.stem in SECTIONS:
+        key = fields(SECTIONS[script.stem])[-1].name
+        template += f"Those of its own section need no prefix: {key}=… is {script.stem}.{key}=….\n"
     return {"app_name": script.stem, "header": "", "footer": "", "template": template}
 
 

@@ -47,6 +47,7 @@ SHORT = {
         "rel_l2: 1.3e-1": "rel_l2: 5.0e-1",
         "rel_l2: 1.6e-1": "rel_l2: 5.0e-1",
     },
+    "conf/generate/default.yaml": {"steps: 20": "steps: 2", "frames: 11": "frames: 2"},
     "conf/config.yaml": CHOICES,
 }
 

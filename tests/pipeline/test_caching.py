@@ -15,7 +15,7 @@ OTHER_CPU = """\
 import cpuinfo
 cpuinfo.get_cpu_info = lambda: {"brand_raw": "another CPU", "flags": ["sse4_2", "ssse3"]}
 """
-MEASURED = {"validate@cpu", "benchmark@cpu", "report"}
+MEASURED = {"validate@cpu", "benchmark@cpu", "generate@cpu", "report"}
 
 
 def test_nothing_changed_runs_nothing_but_the_probes(clone: Clone) -> None:
@@ -39,7 +39,8 @@ def test_a_new_target_with_a_known_precision_only_adds_its_own_stages(clone: Clo
 
     assert "probe@ada" in outcome.ran
     # validate and benchmark track the fleet's engines, to know which components have one
-    assert outcome.built - {"check_conf", *MEASURED} == {"build@ada-unet", "wrap@ada-unet"}
+    own = {"build@ada-unet", "wrap@ada-unet", "pack@ada"}
+    assert outcome.built - {"check_conf", *MEASURED} == own
 
 
 def test_a_changed_builder_flag_rebuilds_only_that_target(clone: Clone) -> None:

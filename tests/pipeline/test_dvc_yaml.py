@@ -21,6 +21,7 @@ LIBRARY = ROOT / "src" / "diffusion_engines"
 # benchmark option would rebuild every engine of every fleet.
 PLUMBING = {
     "__init__.py",
+    "arguments.py",
     "backends/__init__.py",
     "backends/plans/__init__.py",
     "config.py",
@@ -47,9 +48,15 @@ CHECKS = {"backends/gpus.py", "backends/preflight.py"}
 EXEMPT = {
     "probe": {"backends/probe.py", "backends/onnxruntime.py", "backends/tensorrt_rtx.py"},
     "probe_machine": {"fingerprint.py"},
-    "wrap": CHECKS,
+    # It copies files; what checks an engine's inputs is for who loads it.
+    "wrap": {"runtime/shapes.py", *CHECKS},
     # It loads PyTorch networks alone, by the module that also loads engines.
-    "reference": {"runtime/bundle.py", "backends/plans/torchscript.py", *CHECKS},
+    "reference": {
+        "runtime/bundle.py",
+        "backends/plans/torchscript.py",
+        "runtime/shapes.py",
+        *CHECKS,
+    },
     "check_conf": {"components.py", "backends/gpus.py"},
     # Weights' architecture classes and the report's other readers decide nothing here.
     "download": {"components.py", "runtime/networks.py"},
@@ -58,6 +65,7 @@ EXEMPT = {
     "quantize": {"components.py", "runtime/sampling.py"},
     "validate": {"components.py"},
     "benchmark": {"components.py"},
+    "generate": {"components.py"},
     "report": {"components.py"},
 }
 

@@ -116,6 +116,7 @@ def test_an_unknown_section_is_refused(params: dict[str, Any]) -> None:
         (lambda p: p["exports"].pop("unet-fp32"), "needs exports.unet-fp32"),
         (lambda p: p["exports"]["unet-fp32"].update(weights="vae"), "exports.unet-fp32.weights"),
         (lambda p: p["measure"].update(a10={}), "measure.a10: no engine"),
+        (lambda p: p["generate"].update(folder="x"), "generate.folder: for runs by hand"),
         (lambda p: p["export"].update(opset=13), "dynamo exporter lacks opset 13"),
         (lambda p: p["export"].update(opset=25), "lacks opset 25; expected 17 to 24"),
         (

@@ -124,3 +124,9 @@ def test_copies_are_equal_and_leave_the_manifest(tmp_path: Path) -> None:
     copy_files(source, tmp_path / "copy")
     assert (tmp_path / "copy/deep/data").read_bytes() == (source / "deep/data").read_bytes()
     assert not (tmp_path / "copy/manifest.json").exists()
+
+
+def test_a_folder_of_one_s_own_gets_nothing_else(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "pictures" / "leaf") as folder:
+        (folder / "x").write_text("x")
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["leaf"]

@@ -403,6 +403,7 @@ def _stages(
         "wrap": [*engines],
         "validate": [*measure],
         "benchmark": [*measure],
+        "generate": [*measure],
     }
     for name, keys in items.items():
         logs = {key: layout.log(name, key) / "resources.json" for key in keys}

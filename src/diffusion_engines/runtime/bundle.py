@@ -16,6 +16,8 @@ from diffusion_engines.files import MANIFEST, copy_files, read_json, read_manife
 if TYPE_CHECKING:
     from torch import nn
 
+    from diffusion_engines.runtime.shapes import CheckedEngine
+
 # Of use to builds alone.
 _BUILD_FILES = (MANIFEST, "timing.cache")
 
@@ -34,11 +36,12 @@ def wrap_engine(engine: Path, folder: Path) -> None:
     write_manifest(folder, "bundle", info)
 
 
-def load_bundle(folder: Path, device: str = "cpu", *, cuda_graph: bool = False) -> nn.Module:
+def load_bundle(folder: Path, device: str = "cpu", *, cuda_graph: bool = False) -> CheckedEngine:
     """Return a bundle's engine as a module that runs on tensors of ``device``.
 
     The hash of every file and then the fingerprint are compared first: the runtimes answer a
-    damaged or foreign engine with a crash.
+    damaged or foreign engine with a crash. Called with a size that the engine was not built for,
+    the module raises ShapeError.
 
     Args:
         folder: the bundle.
@@ -51,7 +54,10 @@ def load_bundle(folder: Path, device: str = "cpu", *, cuda_graph: bool = False) 
         HardwareError: the backend's library or GPU is missing here.
     """
     manifest = check_bundle(folder)
-    return backend(manifest["backend"]).load(folder, manifest, device, cuda_graph=cuda_graph)
+    from diffusion_engines.runtime.shapes import CheckedEngine
+
+    engine = backend(manifest["backend"]).load(folder, manifest, device, cuda_graph=cuda_graph)
+    return CheckedEngine(engine, manifest)
 
 
 def load_torchscript(folder: Path) -> nn.Module:
@@ -103,6 +109,20 @@ def fitting_bundles(folder: Path) -> list[Path]:
             continue  # it does not fit either
         fitting.append(path.parent)
     return fitting
+
+
+def is_device(device: Any, built_for: str) -> bool:
+    """Whether a PyTorch device, or its name, is the one that an engine runs on.
+
+    With an index it is the first GPU, which is the one that backends take.
+    """
+    return str(device) in (built_for, f"{built_for}:0")
+
+
+def engine_device(manifest: dict[str, Any]) -> str:
+    """Return the PyTorch device that a bundle's engine was built for: ``cpu`` or ``cuda``."""
+    # Only targets that can be built for either say so.
+    return manifest["settings"].get("device", "cuda")
 
 
 def main() -> None:

@@ -134,8 +134,13 @@ def load_settings(folder: Path) -> tuple[Settings, list[str], int, int]:
 def save_images(images: torch.Tensor, folder: Path, stem: str) -> None:
     """Write images (batch, 3, h, w) in [0, 1] as ``<stem>-00.png`` …; NaN becomes magenta."""
     for index, image in enumerate(images):
-        broken = ~torch.isfinite(image).all(dim=0)
-        pixels = (image.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
-        pixels = pixels.permute(1, 2, 0).contiguous()
-        pixels[broken] = torch.tensor([255, 0, 255], dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(folder / f"{stem}-{index:02d}.png")
+        picture(image).save(folder / f"{stem}-{index:02d}.png")
+
+
+def picture(image: torch.Tensor) -> Image.Image:
+    """Return an image (3, h, w) in [0, 1] as 8-bit RGB; pixels with NaN become magenta."""
+    broken = ~torch.isfinite(image).all(dim=0)
+    pixels = (image.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = pixels.permute(1, 2, 0).contiguous()
+    pixels[broken] = torch.tensor([255, 0, 255], dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())

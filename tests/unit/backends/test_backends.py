@@ -70,8 +70,10 @@ def make_bundle(exported: dict, tmp_path: Path, target=CPU, precision: str = "fp
     result = module.build(path, engine, target, specs(loaded), precision)
     info = {
         "name": "test-vae_decoder",
+        "component": "vae_decoder",
         "backend": target.backend,
         "engine": result.engine,
+        "inputs": specs(loaded),
         "fingerprint": module.fingerprint(target),
     }
     write_manifest(engine, "engine", info)

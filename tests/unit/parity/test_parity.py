@@ -61,8 +61,8 @@ def test_all_misses_are_collected() -> None:
 def test_a_missing_tolerance_is_named() -> None:
     params = params_from_config(yaml.safe_load((ROOT / "params.yaml").read_text()))
     assert gate_of(params["validate"], "unet", "fp32").rel_l2 == 1e-4
-    with pytest.raises(ConfigError, match=r"validate\.components\.unet\.int8"):
-        gate_of(params["validate"], "unet", "int8")
+    with pytest.raises(ConfigError, match=r"validate\.components\.unet\.int4"):
+        gate_of(params["validate"], "unet", "int4")
 
 
 def scaled(module: torch.nn.Module) -> None:

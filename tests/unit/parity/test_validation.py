@@ -77,6 +77,8 @@ def built(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         result = module.build(graph / "model.onnx", engine, CPU, inputs, "fp32")
         info = {
             "name": f"cpu-{name}",
+            "component": name,
+            "inputs": inputs,
             "backend": "onnxruntime",
             "engine": result.engine,
             "fingerprint": module.fingerprint(CPU),

@@ -1,0 +1,1 @@
+"""Engines in use: diffusers pipelines made of them, and images from prompts."""

@@ -1,0 +1,30 @@
+"""Put what a pipeline needs besides engines beside the bundles of a target.
+
+Select it with `+target=rtx`. With it, the target's folder can be copied to a server alone and
+loaded there with `diffusion_engines.load_pipeline`.
+
+Reads   artifacts/weights/, without the weights themselves
+Writes  artifacts/bundles/<target>/pipeline/: tokenizer, noise schedule, configs, manifest.json
+"""
+
+from dataclasses import dataclass
+
+from diffusion_engines import layout
+from diffusion_engines.files import new_folder
+from diffusion_engines.serve.pack import copy_pipeline_files
+from diffusion_engines.stage import stage
+
+
+@dataclass(frozen=True)
+class Config:
+    target: str
+
+
+@stage
+def main(cfg: Config) -> None:
+    with new_folder(layout.pipeline(cfg.target)) as folder:
+        copy_pipeline_files(layout.WEIGHTS, folder)
+
+
+if __name__ == "__main__":
+    main()

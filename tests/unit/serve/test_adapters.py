@@ -1,0 +1,96 @@
+"""Engines in the shape of diffusers' networks: fp32 comes out, what does not fit is refused."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion_engines.components import COMPONENTS
+from diffusion_engines.errors import ConfigError, HardwareError
+from diffusion_engines.runtime.shapes import CheckedEngine
+from diffusion_engines.serve.adapters import UNet
+from tests.conftest import IMAGE, STATIC
+
+ARCHITECTURE = {"in_channels": 4, "cross_attention_dim": 32, "block_out_channels": [1, 2]}
+
+
+class Half(torch.nn.Module):
+    """Computes in fp16, as an engine may, and keeps what it was called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[torch.Tensor, ...]] = []
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        self.calls.append(tensors)
+        return (2 * tensors[0]).half()
+
+
+def make(device: str = "cuda") -> tuple[UNet, Half]:
+    inputs = [asdict(i) for i in COMPONENTS["unet"].inputs(ARCHITECTURE, IMAGE, STATIC)]
+    manifest = {
+        "name": "gpu-unet",
+        "component": "unet",
+        "precision": "fp16",
+        "settings": {} if device == "cuda" else {"device": device},
+        "inputs": inputs,
+    }
+    engine = Half()
+    return UNet(CheckedEngine(engine, manifest), ARCHITECTURE), engine
+
+
+def call(unet: UNet, rows: int = 2, timestep: Any = 999, **others: Any) -> Any:
+    return unet(torch.ones(rows, 4, 16, 16), timestep, torch.ones(rows, 77, 32), **others)
+
+
+def test_what_leaves_is_fp32_as_a_tuple_or_by_name() -> None:
+    unet, _ = make()
+    assert unet.dtype == torch.float32
+    assert call(unet).sample.dtype == torch.float32
+    (noise,) = call(unet, return_dict=False)
+    assert torch.equal(noise, torch.full((2, 4, 16, 16), 2.0))
+
+
+def test_the_size_of_a_pipeline_is_that_of_its_engine() -> None:
+    unet, _ = make()
+    assert unet.config.sample_size == [16, 16]
+    assert unet.config.in_channels == 4
+
+
+def test_without_guidance_the_one_half_runs_as_both() -> None:
+    unet, engine = make()
+    assert call(unet, rows=1).sample.shape == (1, 4, 16, 16)
+    latents, _, text = engine.calls[0]
+    assert (len(latents), len(text)) == (2, 2)
+
+
+def test_a_timestep_is_fp32_and_one() -> None:
+    unet, engine = make()
+    for timestep in (999, torch.tensor(999), torch.tensor([999, 999])):
+        call(unet, timestep=timestep)
+        found = engine.calls[-1][1]
+        assert (found.tolist(), found.dtype) == ([999.0], torch.float32)
+    with pytest.raises(ConfigError, match="one timestep per call"):
+        call(unet, timestep=torch.tensor([999, 1]))
+
+
+def test_conditions_without_an_input_are_refused() -> None:
+    unet, _ = make()
+    call(unet, added_cond_kwargs=None)
+    with pytest.raises(ConfigError, match="no input for added_cond_kwargs"):
+        call(unet, added_cond_kwargs={"text_embeds": torch.ones(1)})
+
+
+def test_a_gpu_engine_is_where_it_is() -> None:
+    unet, _ = make()
+    assert unet.device == torch.device("cuda")
+    for device in ("cuda", "cuda:0", torch.device("cuda")):
+        assert unet.to(device, torch.float16) is unet
+    for device in ("cpu", "cuda:1"):
+        with pytest.raises(HardwareError, match="cannot be moved"):
+            unet.to(device)
+    with pytest.raises(HardwareError, match="cannot change its precision"):
+        unet.to(torch.bfloat16)

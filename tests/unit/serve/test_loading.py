@@ -1,0 +1,206 @@
+"""A diffusers pipeline made of engines paints what diffusers' own paints, and refuses the rest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+
+from diffusion_engines import load_component, load_pipeline
+from diffusion_engines.config import Dynamic
+from diffusion_engines.errors import (
+    ConfigError,
+    FingerprintError,
+    HardwareError,
+    IntegrityError,
+    ShapeError,
+)
+from diffusion_engines.files import write_json
+from tests.conftest import write_bundles
+
+PROMPT = "A big banana leaf with lemons in front of it"
+
+
+@pytest.fixture(scope="module")
+def own(tiny_weights: Path) -> Any:
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_weights, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def served(tiny_bundles: Path) -> Any:
+    pipeline = load_pipeline(tiny_bundles)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def copy(tiny_bundles: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundles, tmp_path / "cpu"))
+
+
+def paint(pipeline: Any, prompt: Any = PROMPT, **settings: Any) -> np.ndarray:
+    defaults = {"num_inference_steps": 3, "negative_prompt": "blurry", "output_type": "np"}
+    generator = torch.Generator().manual_seed(7)
+    return pipeline(prompt, generator=generator, **{**defaults, **settings}).images
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"guidance_scale": 1.0}, {"guidance_scale": 3.0, "height": 128, "width": 128}],
+    ids=["defaults", "no guidance", "size"],
+)
+def test_the_pictures_are_those_of_diffusers(own: Any, served: Any, settings: Any) -> None:
+    expected, found = paint(own, **settings), paint(served, **settings)
+    assert found.shape == (1, 128, 128, 3)
+    assert expected.std() > 0.01  # a picture, not one colour
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_serving_code_changes_the_scheduler_as_ever(own: Any, tiny_bundles: Path) -> None:
+    pipelines = [own, load_pipeline(tiny_bundles, device="cpu").to("cpu")]
+    before = own.scheduler
+    for pipeline in pipelines:
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    expected, found = (paint(pipeline) for pipeline in pipelines)
+    own.scheduler = before
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert np.abs(paint(own) - expected).max() > 1e-3  # another scheduler, another picture
+
+
+def test_an_open_engine_takes_several_images_and_sizes(
+    own: Any, tiny_weights: Path, tmp_path: Path
+) -> None:
+    bounds = Dynamic(batch_size=[1, 2], height=[64, 192], width=[64, 192])
+    write_bundles(tiny_weights, tmp_path / "cpu", bounds)
+    served = load_pipeline(tmp_path / "cpu")
+    served.set_progress_bar_config(disable=True)
+    two = {"prompt": [PROMPT, "lemons"], "negative_prompt": ["", "red"], "height": 64, "width": 192}
+    expected, found = paint(own, **two), paint(served, **two)
+    assert found.shape == (2, 64, 192, 3)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    with pytest.raises(ShapeError, match="batch 1 to 2"):
+        paint(served, ["a", "b", "c"], negative_prompt=["", "", ""])
+    with pytest.raises(ShapeError, match=r"64 to 192 in steps of \d+ pixels"):
+        paint(served, height=256, width=128)
+
+
+def test_half_precision_engines_come_close(own: Any, tiny_weights: Path, tmp_path: Path) -> None:
+    write_bundles(tiny_weights, tmp_path / "cpu", precision="fp16")
+    served = load_pipeline(tmp_path / "cpu").to(torch.float16)
+    served.set_progress_bar_config(disable=True)
+    difference = np.abs(paint(served) - paint(own))
+    assert 1e-5 < difference.max() < 0.05  # it is another precision, and the same picture
+
+
+def test_a_batch_that_the_engines_lack_is_refused_with_what_they_take(served: Any) -> None:
+    with pytest.raises(ShapeError, match=r"cpu-text_encoder .*\n +expected: batch 1\n"):
+        paint(served, ["a", "b"], negative_prompt=["", ""])
+    with pytest.raises(ShapeError, match=r"cpu-unet .*\n +expected: batch 2\n +found: +batch 4"):
+        paint(served, num_images_per_prompt=2)
+    with pytest.raises(ShapeError, match=r"height 16 \(128 pixels\)"):
+        paint(served, height=64, width=128)
+
+
+def test_what_no_engine_has_an_input_for_is_refused(served: Any) -> None:
+    with pytest.raises(ConfigError, match="no input for output_hidden_states"):
+        paint(served, clip_skip=1)
+    with pytest.raises(ConfigError, match="no input for cross_attention_kwargs"):
+        paint(served, cross_attention_kwargs={"gligen": 1})
+
+
+def test_an_engine_stays_where_and_as_it_was_built(served: Any, tiny_bundles: Path) -> None:
+    with pytest.raises(HardwareError, match="cannot be moved"):
+        served.to("cuda")
+    with pytest.raises(HardwareError, match="cannot change its precision"):
+        served.to(torch.float16)
+    with pytest.raises(HardwareError, match="does not run on cuda"):
+        load_pipeline(tiny_bundles, device="cuda")
+
+
+def test_the_folder_alone_is_enough(own: Any, copy: Path) -> None:
+    # In a process of its own, elsewhere: nothing of the repository can be reached.
+    code = (
+        "import numpy, torch, diffusion_engines\n"
+        "pipe = diffusion_engines.load_pipeline('cpu')\n"
+        "images = pipe('x', num_inference_steps=2, output_type='np', \n"
+        "              generator=torch.Generator().manual_seed(7)).images\n"
+        "numpy.save('images.npy', images)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=copy.parent, check=True, timeout=300)
+    expected = paint(own, "x", num_inference_steps=2, negative_prompt=None)
+    np.testing.assert_allclose(np.load(copy.parent / "images.npy"), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet/engine.onnx",
+        "pipeline/tokenizer/vocab.json",
+        "pipeline/scheduler/scheduler_config.json",
+    ],
+)
+def test_a_damaged_file_is_refused(copy: Path, name: str) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(IntegrityError, match=f"{Path(name).name} is damaged"):
+        load_pipeline(copy)
+
+
+def test_a_missing_engine_is_named(copy: Path) -> None:
+    shutil.rmtree(copy / "vae_decoder")
+    with pytest.raises(IntegrityError, match="no engine of vae_decoder") as raised:
+        load_pipeline(copy)
+    assert "found:    pipeline, text_encoder, unet" in str(raised.value)
+
+
+def edit_manifest(path: Path, **changes: Any) -> None:
+    write_json(path, json.loads(path.read_text()) | changes)
+
+
+def test_engines_of_another_model_or_library_are_refused(copy: Path) -> None:
+    edit_manifest(copy / "unet/manifest.json", model="sd14")
+    with pytest.raises(IntegrityError, match="mixes engines of different models"):
+        load_pipeline(copy)
+    edit_manifest(copy / "unet/manifest.json", fingerprint={"device": "cpu", "onnxruntime": "1.0"})
+    with pytest.raises(FingerprintError, match="another onnxruntime"):
+        load_component(copy / "unet")
+
+
+def test_a_pipeline_that_cannot_be_made_is_named(copy: Path) -> None:
+    index = copy / "pipeline/model_index.json"
+    edit_manifest(index, _class_name="StableDiffusionXLPipeline")
+    manifest = json.loads((copy / "pipeline/manifest.json").read_text())
+    del manifest["files"]["model_index.json"]
+    write_json(copy / "pipeline/manifest.json", manifest)
+    with pytest.raises(ConfigError, match="has another pipeline") as raised:
+        load_pipeline(copy)
+    assert "StableDiffusionXLPipeline" in str(raised.value)
+
+
+def test_a_component_is_a_module(tiny_bundles: Path) -> None:
+    unet = load_component(tiny_bundles / "unet")
+    assert isinstance(unet, torch.nn.Module)
+    noise = unet(torch.randn(2, 4, 16, 16), torch.tensor([999.0]), torch.randn(2, 77, 32))
+    assert noise.shape == (2, 4, 16, 16)
+    with pytest.raises(ShapeError, match="batch 2"):
+        unet(torch.randn(1, 4, 16, 16), torch.tensor([999.0]), torch.randn(1, 77, 32))
+
+
+def test_importing_the_package_is_instant() -> None:
+    code = (
+        "import sys, diffusion_engines; print('torch' in sys.modules, 'diffusers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
