@@ -19,7 +19,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +140,8 @@ def _help_node(script: Path, description: str) -> dict[str, str]:
         f"Usage:  python stages/{script.name} [overrides]\n"
         "Every key of params.yaml can be overridden (Hydra's grammar); `--cfg job` prints them.\n"
     )
-    if script.stem in SECTIONS:
-        key = fields(SECTIONS[script.stem])[-1].name
+    if is_dataclass(section := SECTIONS.get(script.stem)):
+        key = fields(section)[-1].name
         template += f"Those of its own section need no prefix: {key}=… is {script.stem}.{key}=….\n"
     return {"app_name": script.stem, "header": "", "footer": "", "template": template}
 
