@@ -66,9 +66,10 @@ def stage(main: Callable[[Any], None]) -> Callable[[], None]:
         def run_with_config(config: DictConfig) -> None:
             _run(main, script.stem, typing.cast(dict[str, Any], OmegaConf.to_container(config)))
 
-        hydra.main(version_base="1.3", config_path=str(Path.cwd()), config_name="params")(
-            run_with_config
-        )()
+        # As a node and not as a file in a search path: `--help` lists config groups, which would be
+        # every folder beside params.yaml, .venv and artifacts among them.
+        ConfigStore.instance().store(name="params", node=OmegaConf.load("params.yaml"))
+        hydra.main(version_base="1.3", config_path=None, config_name="params")(run_with_config)()
 
     return run
 
