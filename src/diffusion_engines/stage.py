@@ -66,10 +66,13 @@ def stage(main: Callable[[Any], None]) -> Callable[[], None]:
         def run_with_config(config: DictConfig) -> None:
             _run(main, script.stem, typing.cast(dict[str, Any], OmegaConf.to_container(config)))
 
-        # As a node and not as a file in a search path: `--help` lists config groups, which would be
-        # every folder beside params.yaml, .venv and artifacts among them.
+        # As a node, and with a search path that has no folders: every folder would be a config
+        # group. Beside params.yaml there are .venv and artifacts, which `--help` would list for a
+        # minute and a half; in this package there is `onnx`, which `+onnx=` would then select from.
         ConfigStore.instance().store(name="params", node=OmegaConf.load("params.yaml"))
-        hydra.main(version_base="1.3", config_path=None, config_name="params")(run_with_config)()
+        hydra.main(version_base="1.3", config_path=str(script.parent), config_name="params")(
+            run_with_config
+        )()
 
     return run
 

@@ -65,4 +65,5 @@ def test_the_component_example_prints_what_an_engine_takes(workspace: Path) -> N
 
 
 def test_every_python_block_is_run_here() -> None:
-    assert len(BLOCKS) == 2
+    # The one for TensorRT needs a GPU (docs/verified.md).
+    assert len([block for block in BLOCKS if "torch_tensorrt" not in block]) == 2

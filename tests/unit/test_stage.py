@@ -112,6 +112,22 @@ def test_the_config_of_a_job_is_printed_with_its_overrides() -> None:
     assert job["targets"]["rtx"]["compute_capabilities"] == ["8.9", "12.0"]
 
 
+@pytest.mark.parametrize(
+    ("stage", "selector"),
+    [
+        ("export", "onnx=unet-fp16"),
+        ("export", "+onnx=unet-fp16"),  # the library has a folder onnx: no group of configs
+        ("probe", "target=cpu"),
+        ("build", "engine=rtx-unet"),
+    ],
+)
+def test_a_selector_picks_an_item(stage: str, selector: str) -> None:
+    done = run_script(ROOT / f"stages/{stage}.py", selector, "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    key, _, value = selector.lstrip("+").partition("=")
+    assert yaml.safe_load(done.stdout)[key] == value
+
+
 def test_a_mistyped_override_is_refused() -> None:
     done = run_script(ROOT / "stages/build.py", "+engine=rtx-unet", "export.opst=3")
     assert done.returncode != 0
