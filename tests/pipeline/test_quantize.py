@@ -43,8 +43,8 @@ def test_quantized_graphs_and_engines_are_made_from_what_is_there(quantized: Clo
 
     made = {f"{stage}@{name}-unet" for stage in ("build", "wrap") for name in ("fp8", "int8")}
     made |= {"pack@fp8", "pack@int8"}
-    # validate and benchmark track the fleet's engines, to know which components have one
-    measured = {"validate@cpu", "benchmark@cpu", "report"}
+    # what measures or paints tracks the fleet's engines, to know which components have one
+    measured = {"validate@cpu", "benchmark@cpu", "generate@cpu", "report"}
     graphs = {"quantize@unet-fp8", "quantize@unet-int8"}
     assert outcome.built - measured == {"check_conf"} | graphs | made
     for name in ("fp8", "int8"):
