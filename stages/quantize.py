@@ -22,11 +22,11 @@ from diffusion_engines.files import (
     write_table,
 )
 from diffusion_engines.onnx.graph import MODEL, check_graph
-from diffusion_engines.onnx.quantize import lower_precision, opset_on_disk, spread, typed_inputs
+from diffusion_engines.onnx.quantize import lower_precision, opset_on_disk, typed_inputs
 from diffusion_engines.onnx.versions import quantizer_versions
 from diffusion_engines.parity.graphs import compare_graphs
 from diffusion_engines.progress import step
-from diffusion_engines.runtime.recording import recorded_calls
+from diffusion_engines.runtime.recording import recorded_calls, spread
 from diffusion_engines.stage import stage
 
 

@@ -1,25 +1,25 @@
 """What each precision, and each kind of damage, does to the model: the ground of conf/validate/.
 
 `python tools/measure_tolerances.py` after `dvc repro reference`; writes docs/tolerances.json and
-prints the tables of docs/tolerances.md. PyTorch computes in the precision itself, on the CPU.
+prints what docs/tolerances.md tells of them. PyTorch computes in the precision itself, on the CPU.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from diffusion_engines import layout
 from diffusion_engines.components import COMPONENTS
-from diffusion_engines.parity.metrics import Difference, difference, psnr, ssim
-from diffusion_engines.runtime.assemble import TorchNetwork, torch_networks
-from diffusion_engines.runtime.recording import load_settings, prompt_batches, recorded_calls
-from diffusion_engines.runtime.sampling import load_model, sample
+from diffusion_engines.parity.metrics import difference
+from diffusion_engines.parity.validation import compare_images, component_differences, worst_of
+from diffusion_engines.runtime.assemble import torch_networks
+from diffusion_engines.runtime.recording import load_settings, recorded_calls, spread
 
 CALLS_PER_DAMAGE = 4
 
@@ -30,22 +30,24 @@ def main() -> None:
         networks = torch_networks(precision, "cpu")
         row: dict[str, object] = {}
         for name in COMPONENTS:
-            found = _differences(networks[name], name)
-            row[name] = {
-                "rel_l2": max(d.rel_l2 for d in found),
-                "max_abs": max(d.max_abs for d in found),
-                "cosine": min(d.cosine for d in found),
-                "per_call": [d.rel_l2 for d in found],
-            }
-        row["images"] = _images(networks)
+            found = component_differences(name, networks[name], "cpu")
+            row[name] = worst_of(found) | {"per_call": [d.rel_l2 for d in found]}
+        with tempfile.TemporaryDirectory() as folder:
+            images = compare_images(networks, Path(folder), "cpu")
+        row["images"] = {key: min(image[key] for image in images) for key in ("psnr", "ssim")}
         result["precisions"][precision] = row
         print(precision, {k: v if k == "images" else v["rel_l2"] for k, v in row.items()})
     network = torch_networks("fp32", "cpu", names=["unet"])["unet"]
+    steps = load_settings(layout.REFERENCE)[0].steps
+    recorded = recorded_calls(layout.REFERENCE / "unet.safetensors")
+    calls = spread(recorded[:steps], CALLS_PER_DAMAGE)  # of the first trajectory
     for kind, damages in _damages(network.module).items():
         errors = []
         for damage in damages:
             undo = damage()
-            errors.append(max(d.rel_l2 for d in _differences(network, "unet", CALLS_PER_DAMAGE)))
+            errors.append(
+                max(difference(network(*inputs).float(), output).rel_l2 for inputs, output in calls)
+            )
             undo()
         result["damage"][kind] = {
             "places": len(errors),
@@ -56,27 +58,6 @@ def main() -> None:
         }
         print(kind, {k: v for k, v in result["damage"][kind].items() if k != "all"})
     Path("docs/tolerances.json").write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _differences(network: TorchNetwork, name: str, at_most: int = 0) -> list[Difference]:
-    calls = recorded_calls(layout.REFERENCE / f"{name}.safetensors")
-    if at_most:  # spread over the first trajectory
-        steps = len(calls) // 2
-        calls = [calls[round(i * (steps - 1) / (at_most - 1))] for i in range(at_most)]
-    return [difference(network(*inputs).float(), expected) for inputs, expected in calls]
-
-
-def _images(networks: dict[str, TorchNetwork]) -> dict[str, float]:
-    settings, prompts, seed, batch_size = load_settings(layout.REFERENCE)
-    noise = load_file(layout.REFERENCE / "latents.safetensors")
-    expected = load_file(layout.REFERENCE / "images.safetensors")["images"]
-    model = load_model(layout.WEIGHTS)
-    made = [
-        sample(networks, model, settings, batch, noise[f"{i}.noise"]).images.float()
-        for i, (batch, _) in enumerate(prompt_batches(prompts, seed, batch_size))
-    ]
-    pairs = [(a[None], b[None]) for a, b in zip(torch.cat(made), expected, strict=True)]
-    return {"psnr": min(psnr(a, b) for a, b in pairs), "ssim": min(ssim(a, b) for a, b in pairs)}
 
 
 Damage = Callable[[], Callable[[], None]]

@@ -49,7 +49,7 @@ def run_logged(
                 stderr=subprocess.STDOUT,
                 env=os.environ | dict(env or {}),
                 check=False,
-                preexec_fn=_die_with_parent(),  # loads libc before the fork
+                preexec_fn=death_with_parent(),
             ).returncode
         except OSError as error:
             raise BuildError(
@@ -83,8 +83,12 @@ def tail(text: str, lines: int = _TAIL_LINES) -> str:
     return "\n".join(kept[-lines:])
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """Have the kernel end the program with this process: else `kill -9` leaves it on the GPU."""
+def death_with_parent() -> Callable[[], None] | None:
+    """Return what asks the kernel to end the calling process when its parent ends; Linux alone.
+
+    Without it, `kill -9` leaves the child running: a stage that the next `dvc repro` races with, a
+    builder that holds the GPU. libc is loaded here, so that a forked child need not.
+    """
     if sys.platform != "linux":
         return None
     prctl, kill = ctypes.CDLL(None).prctl, int(signal.SIGKILL)

@@ -10,11 +10,9 @@ Hydra's command line works on every stage: overrides, ``--help``, ``--cfg job``.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import shutil
-import signal
 import sys
 import traceback
 import typing
@@ -28,6 +26,7 @@ from diffusion_engines.arguments import hydra_arguments
 from diffusion_engines.config import SECTIONS, params_from_config, sections_from_config
 from diffusion_engines.errors import ConfigError, DiffusionEnginesError, HardwareError
 from diffusion_engines.files import write_json
+from diffusion_engines.processes import death_with_parent
 from diffusion_engines.progress import LOG
 
 # The command line argument that picks an item, and the section it is picked from. An export is
@@ -151,15 +150,13 @@ def _help_node(script: Path, description: str) -> dict[str, str]:
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent, dvc, is killed.
+    """End this process when its parent, dvc, is killed.
 
-    Without this, `kill -9` of dvc leaves the stage running, and the next `dvc repro` races with it.
     The commands in dvc.yaml begin with `exec`: some shells (dash) would stay in between otherwise.
     """
-    if sys.platform != "linux":
+    if (ask := death_with_parent()) is None:
         return
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    ask()
     if "DVC_STAGE" in os.environ and os.getppid() == 1:  # dvc died while this script was loading
         sys.exit("dvc was killed")
 

@@ -73,7 +73,7 @@ def fingerprint(target: TensorRTTarget) -> dict[str, Any]:
     import torch
 
     return {
-        "tensorrt": format_version(_builder_version()),
+        "tensorrt": format_version(_builder_version(find_trtexec())),
         "cuda": torch.version.cuda,
         "driver": driver_branch(),
         "gpu": gpu.name,
@@ -93,9 +93,8 @@ def wrap_fingerprint(target: TensorRTTarget) -> dict[str, Any]:
     return torchscript.wrap_fingerprint("tensorrt", target.torchscript)
 
 
-def _builder_version() -> Version:
-    found = find_trtexec()
-    version = found[1] if found else parse_version(_tensorrt().__version__)
+def _builder_version(trtexec: tuple[Path, Version] | None) -> Version:
+    version = trtexec[1] if trtexec else parse_version(_tensorrt().__version__)
     if version < OLDEST:
         raise HardwareError(
             "this TensorRT is too old",
@@ -146,7 +145,7 @@ def build(
     if target.build.timing_cache and timing_cache is not None and timing_cache.is_file():
         (folder / TIMING_CACHE).write_bytes(timing_cache.read_bytes())
     found = find_trtexec()
-    version = _builder_version()
+    version = _builder_version(found)
     settings = target.build
     if found:
         log = _build_with_trtexec(found[0], version, onnx, folder, settings, inputs, precision)

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "fp16", "bf16", "fp16-mixed", "fp8", "int8")
 ENGINE = "engine.plan"
-COMPUTE_CAPABILITIES = RTX_CAPABILITIES
 _TILING = {"none": "NONE", "fast": "FAST", "moderate": "MODERATE", "full": "FULL"}
 
 
@@ -75,7 +74,7 @@ def _capability(trt: Any, name: str) -> Any:
     if value is None:
         raise HardwareError(
             f"TensorRT-RTX {trt.__version__} has no compute capability {name}",
-            expected=", ".join(COMPUTE_CAPABILITIES),
+            expected=", ".join(RTX_CAPABILITIES),
             found=name,
             fix="correct targets.*.compute_capabilities in conf/target/; data-centre GPUs such as\n"
             "H100 (9.0) need the backend tensorrt",

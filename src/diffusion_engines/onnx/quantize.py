@@ -51,13 +51,6 @@ class Lowered:
     kept: dict[str, int]
 
 
-def spread(calls: Sequence[Any], count: int | None) -> list[Any]:
-    """Return ``count`` of the calls, evenly spread from the first to the last; None: all."""
-    if count is None or count >= len(calls):
-        return list(calls)
-    return [calls[i] for i in np.linspace(0, len(calls) - 1, count).round().astype(int)]
-
-
 def lower_precision(
     source: Path,
     folder: Path,

@@ -72,16 +72,16 @@ def validate_target(
     rows: list[dict[str, Any]] = []
     for name, precision in components.items():
         with step(f"compare {name} with the reference"):
-            found = _component_differences(name, networks[name], device)
+            found = component_differences(name, networks[name], device)
         misses += misses_of_component(f"{name} ({precision})", gates[name], found)
-        worst = _worst(found)
+        worst = worst_of(found)
         summary[f"{name}_rel_l2"] = worst["rel_l2"]
         summary["not_finite"] = summary.get("not_finite", 0) + worst["not_finite"]
         details["components"][name] = {"precision": precision, **worst}
         details["gates"][name] = asdict(gates[name])
         rows += [{"component": name, "call": i, **asdict(value)} for i, value in enumerate(found)]
     with step("compare the images with the reference"):
-        images = _compare_images(networks, folder, device)
+        images = compare_images(networks, folder, device)
     misses += misses_of_images(image_gate, images)
     for metric in ("psnr", "ssim"):
         summary[metric] = min(image[metric] for image in images)
@@ -95,7 +95,8 @@ def validate_target(
     return misses
 
 
-def _component_differences(name: str, network: Network, device: str) -> list[Difference]:
+def component_differences(name: str, network: Network, device: str) -> list[Difference]:
+    """Compare a component with each of its recorded calls."""
     calls = recorded_calls(layout.REFERENCE / f"{name}.safetensors")
     found = []
     for inputs, expected in progress(calls, name):
@@ -105,7 +106,8 @@ def _component_differences(name: str, network: Network, device: str) -> list[Dif
     return found
 
 
-def _worst(found: Sequence[Difference]) -> dict[str, float]:
+def worst_of(found: Sequence[Difference]) -> dict[str, float]:
+    """Return the worst value of each distance."""
     return {
         "rel_l2": max(value.rel_l2 for value in found),
         "max_abs": max(value.max_abs for value in found),
@@ -114,9 +116,10 @@ def _worst(found: Sequence[Difference]) -> dict[str, float]:
     }
 
 
-def _compare_images(
+def compare_images(
     networks: Mapping[str, Network], folder: Path, device: str
 ) -> list[dict[str, float]]:
+    """Sample the reference's prompts from its noise into ``folder``; compare image by image."""
     settings, prompts, seed, batch_size = load_settings(layout.REFERENCE)
     noise = load_file(layout.REFERENCE / "latents.safetensors")
     expected = load_file(layout.REFERENCE / "images.safetensors")["images"]

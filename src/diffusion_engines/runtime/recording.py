@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from diffusion_engines.runtime.sampling import (
 )
 
 _SETTINGS = "settings.json"
+T = TypeVar("T")
 
 
 class Recorder:
@@ -54,6 +56,13 @@ def recorded_calls(path: Path) -> list[tuple[tuple[torch.Tensor, ...], torch.Ten
         names = sorted(n for n in tensors if n.startswith(f"{index}.input_"))
         calls.append((tuple(tensors[n] for n in names), tensors[f"{index}.output_0"]))
     return calls
+
+
+def spread(values: Sequence[T], count: int | None) -> list[T]:
+    """Return ``count`` of the values, evenly spread from the first to the last; None: all."""
+    if count is None or count >= len(values):
+        return list(values)
+    return [values[i] for i in np.linspace(0, len(values) - 1, count).round().astype(int)]
 
 
 def prompt_batches(
@@ -101,7 +110,7 @@ def record_reference(
     all_images = torch.cat(images)[: len(prompts)].contiguous()
     save_file({"images": all_images}, folder / "images.safetensors")
     save_images(all_images, folder, "image")
-    chosen = np.linspace(0, len(first) - 1, min(frames, len(first))).round().astype(int)
+    chosen = spread(range(len(first)), frames)
     # The batch that a network takes is fixed, so a frame fills it.
     decoded = [
         decode(networks["vae_decoder"], model, first[i].expand(batch_size, -1, -1, -1))[:1]
@@ -115,7 +124,7 @@ def record_reference(
             "prompts": prompts,
             "seed": seed,
             "batch_size": batch_size,
-            "frame_steps": [int(i) for i in chosen],
+            "frame_steps": chosen,
         },
     )
 

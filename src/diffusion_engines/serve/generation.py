@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -25,7 +24,7 @@ from diffusion_engines.fingerprint import machine
 from diffusion_engines.progress import step
 from diffusion_engines.report.images import write_trajectory
 from diffusion_engines.runtime.assemble import target_networks
-from diffusion_engines.runtime.recording import picture, prompt_batches, save_images
+from diffusion_engines.runtime.recording import picture, prompt_batches, save_images, spread
 from diffusion_engines.runtime.sampling import (
     Model,
     Network,
@@ -208,8 +207,7 @@ def _animate(
     count: int,
     device: str,
 ) -> None:
-    last = len(result.latents) - 1
-    steps = sorted({round(i) for i in np.linspace(0, last, min(frames, last + 1)).tolist()})
+    steps = spread(range(len(result.latents)), frames)
     decoded = [
         decode(networks["vae_decoder"], model, result.latents[i].to(device)).cpu() for i in steps
     ]

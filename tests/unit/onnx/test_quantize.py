@@ -35,13 +35,13 @@ from diffusion_engines.onnx.quantize import (
     lower_precision,
     mix_precision,
     quantize_graph,
-    spread,
     typed_inputs,
 )
 from diffusion_engines.onnx.simplify import simplify_graph
 from diffusion_engines.parity.graphs import GraphParity, compare_graphs
 from diffusion_engines.parity.metrics import Difference
 from diffusion_engines.runtime.networks import example_inputs
+from diffusion_engines.runtime.recording import spread
 from tests.conftest import Loaded, load
 
 RTX = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "layer_names_only"))
