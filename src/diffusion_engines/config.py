@@ -274,6 +274,24 @@ class Validate:
 
 
 @dataclass(config=_STRICT)
+class Baseline:
+    """PyTorch, run as somebody would who has no engines."""
+
+    precision: Precision
+    autocast: bool  # to fp16, as the article runs it; CUDA only
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None  # mode of torch.compile
+    channels_last: bool
+
+    @property
+    def label(self) -> str:
+        """What it is, in words."""
+        parts = [f"torch.compile, {self.compile}" if self.compile else "eager", self.precision]
+        parts += ["autocast"] if self.autocast else []
+        parts += ["channels last"] if self.channels_last else []
+        return "PyTorch " + ", ".join(parts)
+
+
+@dataclass(config=_STRICT)
 class Benchmark:
     """The timed runs (conf/benchmark/)."""
 
@@ -284,8 +302,8 @@ class Benchmark:
     seed: int
     warmup: NonNegativeInt
     repeats: PositiveInt
-    baseline_precision: Precision
-    baseline_autocast: bool  # as the article runs it; CUDA only
+    # what engines are timed beside, by name; speedups are over the first
+    baselines: Annotated[dict[str, Baseline], Field(min_length=1)]
 
 
 @dataclass(config=_STRICT)

@@ -148,7 +148,15 @@ def test_the_article_is_composed_as_it_was_written(tmp_path: Path) -> None:
     assert (params["export"]["exporter"], params["export"]["opset"]) == ("torchscript", 12)
     assert list(params["engines"]) == ["a10-unet"]
     assert params["targets"]["a10"]["torchscript"] is True
-    assert (params["benchmark"]["steps"], params["benchmark"]["baseline_autocast"]) == (100, True)
+    benchmark = params["benchmark"]
+    assert (benchmark["scheduler"], benchmark["steps"], benchmark["guidance_scale"]) == (
+        "lms",
+        100,
+        7.5,
+    )
+    # Speedups are over the first: the article's script.
+    assert list(benchmark["baselines"]) == ["pytorch", "fp16", "compiled"]
+    assert benchmark["baselines"]["pytorch"]["autocast"] is True
 
 
 def a10(**changes: Any) -> Callable[[dict[str, Any]], None]:

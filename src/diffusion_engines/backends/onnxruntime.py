@@ -61,7 +61,28 @@ def _onnxruntime(device: str) -> Any:
             fix="install the extra `[cuda]` on a machine with an NVIDIA GPU: it has\n"
             "onnxruntime-gpu, which replaces onnxruntime",
         )
+    if device == "cuda":
+        ort.preload_dlls()  # CUDA's libraries as PyTorch's wheels bring them
     return ort
+
+
+def _session(ort: Any, path: Path, options: Any, device: str) -> Any:
+    """Open a session that really runs on ``device``.
+
+    Raises:
+        HardwareError: ONNX Runtime fell back to the CPU, which it does with a warning alone.
+    """
+    provider = _PROVIDERS[device]
+    session = ort.InferenceSession(path, options, providers=[provider])
+    if provider not in session.get_providers():
+        raise HardwareError(
+            f"ONNX Runtime {ort.__version__} could not start on {device}",
+            expected=provider,
+            found=", ".join(session.get_providers()),
+            fix="its message is above: most often CUDA's or cuDNN's libraries are missing or of\n"
+            "another major version than it was built with",
+        )
+    return session
 
 
 @functools.cache  # py-cpuinfo takes a second
@@ -130,7 +151,9 @@ def build(
     ):
         options.add_session_config_entry(key, value)
     try:
-        ort.InferenceSession(onnx, options, providers=[_PROVIDERS[target.device]])
+        _session(ort, onnx, options, target.device)
+    except HardwareError:
+        raise
     except Exception as error:  # onnxruntime's exceptions have no public base class
         raise BuildError(
             f"ONNX Runtime {ort.__version__} refused {onnx}",
@@ -193,7 +216,6 @@ def load(
     Raises:
         ConfigError: a CUDA graph is asked for.
     """
-    import onnxruntime as ort
     import torch
 
     if cuda_graph:
@@ -203,13 +225,12 @@ def load(
             found="cuda_graph=True",
         )
     provider = manifest["fingerprint"]["device"]
+    ort = _onnxruntime(provider)
     options = ort.SessionOptions()
     # The file is optimized already. Another pass would only cost time.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    session = ort.InferenceSession(
-        folder / manifest["engine"], options, providers=[_PROVIDERS[provider]]
-    )
+    session = _session(ort, folder / manifest["engine"], options, provider)
 
     class OnnxRuntimeEngine(torch.nn.Module):
         """Runs a session on tensors in place; casts inputs to the dtypes of the graph."""
@@ -231,6 +252,8 @@ def load(
                     name, provider, 0, _numpy_dtype(dtype), tuple(tensor.shape), tensor.data_ptr()
                 )
             binding.bind_output(self.output.name, provider)
+            if provider == "cuda":  # the session has a stream of its own
+                torch.cuda.current_stream().synchronize()
             session.run_with_iobinding(binding)
             output = binding.get_outputs()[0]
             return torch.utils.dlpack.from_dlpack(output)

@@ -34,10 +34,11 @@ def phase_milliseconds(timings: Timings) -> dict[str, float]:
 
 
 def distribution(milliseconds: Sequence[float]) -> dict[str, float]:
-    """Return median, p90, p99, smallest and largest of repeated measurements."""
+    """Return mean, median, p90, p99, smallest and largest of repeated measurements."""
     values = np.asarray(milliseconds, dtype=np.float64)
     median, p90, p99 = np.percentile(values, [50, 90, 99])
     return {
+        "mean_ms": round(float(values.mean()), 3),
         "median_ms": round(float(median), 3),
         "p90_ms": round(float(p90), 3),
         "p99_ms": round(float(p99), 3),

@@ -1,15 +1,17 @@
-"""Time engines and PyTorch alternately in one run, and weigh each in a process of its own."""
+"""Time engines and PyTorch in turns, in one run, and weigh each in a process of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from diffusion_engines import layout
 from diffusion_engines.bench.breakdown import rows, summarize
 from diffusion_engines.bench.memory import peak_memory_of
-from diffusion_engines.config import Benchmark, Image
+from diffusion_engines.config import Baseline, Benchmark, Image
 from diffusion_engines.errors import HardwareError
 from diffusion_engines.files import read_json, write_json, write_table
 from diffusion_engines.progress import progress, step
@@ -23,6 +25,9 @@ from diffusion_engines.runtime.sampling import (
     sample,
 )
 
+# The runner that is no baseline.
+ENGINES = "engines"
+
 
 def benchmark_target(
     target: str,
@@ -35,14 +40,14 @@ def benchmark_target(
     *,
     device: str,
 ) -> None:
-    """Write latencies by phase, peak memory and throughput of engines and PyTorch.
+    """Write latencies by phase, peak memory and throughput of engines and of every baseline.
 
-    The two alternate, run by run, so that a machine that slows down slows both.
+    They take turns, run by run, so that a machine that slows down slows all of them.
 
     Args:
         target: whose bundles.
         components: those that have an engine, with their precisions.
-        benchmark: prompt, steps, repeats, baseline.
+        benchmark: prompt, steps, repeats, baselines.
         image: size and batch.
         folder: gets ``benchmark.json``.
         metrics: gets the medians.
@@ -52,12 +57,25 @@ def benchmark_target(
     Raises:
         HardwareError: autocast is asked for where it does not exist.
     """
-    if benchmark.baseline_autocast and not device.startswith("cuda"):
-        raise HardwareError(
-            "benchmark.baseline_autocast is for CUDA", expected="cuda", found=device
-        )
-    arguments = (target, dict(components), benchmark, device)
-    runners = {"pytorch": _torch_runner(*arguments), "engines": _engine_runner(*arguments)}
+    if not device.startswith("cuda"):
+        for name, baseline in benchmark.baselines.items():
+            if baseline.autocast:
+                raise HardwareError(
+                    f"benchmark.baselines.{name}.autocast is for CUDA",
+                    expected="cuda",
+                    found=device,
+                    fix="set it to false (conf/benchmark/), or measure a target with a GPU",
+                )
+    makers: dict[str, Callable[[], dict[str, Network]]] = {
+        name: functools.partial(_torch_runner, baseline, device)
+        for name, baseline in benchmark.baselines.items()
+    }
+    # What has no engine runs in PyTorch, in the precision of the first baseline.
+    first, baseline = next(iter(benchmark.baselines.items()))
+    makers[ENGINES] = functools.partial(
+        target_networks, target, dict(components), device, torch_precision=baseline.precision
+    )
+    runners = {name: make() for name, make in makers.items()}
     runs: dict[str, list[Timings]] = {name: [] for name in runners}
     with step(f"{benchmark.warmup} + {benchmark.repeats} runs of {benchmark.steps} steps, each"):
         for index in progress(range(benchmark.warmup + benchmark.repeats), "benchmark"):
@@ -65,53 +83,47 @@ def benchmark_target(
                 timings = _sample_once(networks, benchmark, image, device)
                 if index >= benchmark.warmup:
                     runs[name].append(timings)
-    del runners
+    del runners, networks
     memory = {}
-    for name, make in (("pytorch", _torch_runner), ("engines", _engine_runner)):
+    for name, make in makers.items():
         with step(f"peak memory of {name}"):
-            memory[name] = peak_memory_of(_sample_for_memory, make, arguments, benchmark, image)
+            memory[name] = peak_memory_of(_sample_for_memory, make, benchmark, image, device)
 
     summaries = {name: summarize(timings) for name, timings in runs.items()}
     table = [row for name, summary in summaries.items() for row in rows(name, summary)]
     write_table(plot, table)
     total = {name: summary["total"]["median_ms"] for name, summary in summaries.items()}
     call = {name: summary["unet_call"]["median_ms"] for name, summary in summaries.items()}
-    throughput = {name: image.batch_size * 1e3 / value for name, value in total.items()}
     details: dict[str, Any] = {
+        "runners": {n: b.label for n, b in benchmark.baselines.items()} | {ENGINES: "engines"},
         "latency": summaries,
         "memory": memory,
-        "images_per_second": throughput,
+        "images_per_second": {n: image.batch_size * 1e3 / value for n, value in total.items()},
         "machine": read_json(layout.MACHINE),
         "components": dict(components),
-        "baseline": f"PyTorch eager {benchmark.baseline_precision}"
-        + (" with autocast" if benchmark.baseline_autocast else ""),
-        "settings": vars(benchmark),
+        "settings": asdict(benchmark),
     }
     write_json(folder / "benchmark.json", details)
     write_json(
         metrics,
         {
-            "total_ms": total["engines"],
-            "unet_ms": call["engines"],
-            "speedup": round(total["pytorch"] / total["engines"], 3),
-            "unet_speedup": round(call["pytorch"] / call["engines"], 3),
-            "peak_mb": round(memory["engines"]["gpu" if device != "cpu" else "resident"] / 1e6),
+            "total_ms": total[ENGINES],
+            "unet_ms": call[ENGINES],
+            "speedup": round(total[first] / total[ENGINES], 3),
+            "unet_speedup": round(call[first] / call[ENGINES], 3),
+            "peak_mb": round(memory[ENGINES]["gpu" if device != "cpu" else "resident"] / 1e6),
         },
     )
 
 
-def _torch_runner(
-    target: str, components: dict[str, str], benchmark: Benchmark, device: str
-) -> dict[str, Network]:
+def _torch_runner(baseline: Baseline, device: str) -> dict[str, Network]:
     return torch_networks(
-        benchmark.baseline_precision, device, autocast=benchmark.baseline_autocast
+        baseline.precision,
+        device,
+        autocast=baseline.autocast,
+        compile_mode=baseline.compile,
+        channels_last=baseline.channels_last,
     )
-
-
-def _engine_runner(
-    target: str, components: dict[str, str], benchmark: Benchmark, device: str
-) -> dict[str, Network]:
-    return target_networks(target, components, device, torch_precision=benchmark.baseline_precision)
 
 
 def _sample_once(
@@ -132,9 +144,8 @@ def _sample_once(
 
 
 def _sample_for_memory(
-    make: Any, arguments: tuple[Any, ...], benchmark: Benchmark, image: Image
+    make: Callable[[], dict[str, Network]], benchmark: Benchmark, image: Image, device: str
 ) -> None:
-    networks = make(*arguments)
-    device = arguments[-1]
+    networks = make()
     with step("sample once"):
         _sample_once(networks, benchmark, image, device)

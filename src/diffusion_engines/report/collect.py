@@ -133,16 +133,25 @@ class Validation:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A target's engines beside PyTorch: ``latency[runner][phase][statistic]`` in ms."""
+    """A target's engines beside PyTorch: ``latency[runner][phase][statistic]`` in ms.
+
+    ``runners`` holds what each runner is, in words: the baselines, of which the first is what
+    speedups are over, then "engines".
+    """
 
     target: str
-    baseline: str
+    runners: Mapping[str, str]
     components: Mapping[str, str]
     latency: Mapping[str, Mapping[str, Mapping[str, float]]]
     memory: Mapping[str, Mapping[str, float]]
     images_per_second: Mapping[str, float]
     machine: Mapping[str, Any]
     settings: Mapping[str, Any]
+
+    @property
+    def baseline(self) -> str:
+        """The runner that speedups are over."""
+        return next(iter(self.runners))
 
     def median(self, runner: str, phase: str) -> float:
         """Median latency in milliseconds."""
@@ -339,7 +348,7 @@ def _calls(path: Path) -> dict[str, tuple[float, ...]]:
 def _benchmark(target: str) -> Benchmark:
     found = read_json(_benchmark_json(target))
     keys = (
-        "baseline",
+        "runners",
         "components",
         "latency",
         "memory",

@@ -32,7 +32,6 @@ _PRECISIONS = {
     "fp8": "#E69F00",
     "int8": "#D55E00",
 }
-_RUNNERS = {"pytorch": "PyTorch", "engines": "engines"}
 _STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -43,11 +42,13 @@ _STYLE: Any = {
 
 
 def draw_breakdown(path: Path, benchmark: Benchmark) -> None:
-    """Draw the article's bar chart: median milliseconds of each phase, PyTorch and engines."""
+    """Draw the article's bar chart: median milliseconds of each phase, a bar per runner."""
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(8, 2.6), layout="constrained")
-        totals = {runner: benchmark.median(runner, "total") for runner in _RUNNERS}
-        for row, runner in enumerate(_RUNNERS):
+        runners = benchmark.runners
+        size = (8, 1.4 + 0.6 * len(runners))
+        figure, axes = plt.subplots(figsize=size, layout="constrained")
+        totals = {runner: benchmark.median(runner, "total") for runner in runners}
+        for row, runner in enumerate(runners):
             left = 0.0
             for part, colour in _PARTS.items():
                 value = benchmark.median(runner, part)
@@ -63,12 +64,13 @@ def draw_breakdown(path: Path, benchmark: Benchmark) -> None:
                     )
                 left += value
             axes.text(left, row, f"  {number(totals[runner])} ms", va="center", weight="bold")
-        axes.set_yticks(range(len(_RUNNERS)), _RUNNERS.values())
+        labels = [label.replace(", ", ",\n", 1) for label in runners.values()]
+        axes.set_yticks(range(len(runners)), labels)
         axes.invert_yaxis()
         axes.set_xlim(0, max(totals.values()) * 1.16)
         axes.set_xlabel("milliseconds per run, median")
-        handles, labels = axes.get_legend_handles_labels()
-        unique = dict(zip(labels, handles, strict=True))
+        handles, parts = axes.get_legend_handles_labels()
+        unique = dict(zip(parts, handles, strict=True))
         figure.legend(
             unique.values(), unique.keys(), loc="outside upper center", ncols=4, frameon=False
         )

@@ -12,7 +12,7 @@ import jinja2
 from diffusion_engines import config
 from diffusion_engines.files import write_json
 from diffusion_engines.report import text
-from diffusion_engines.report.collect import Engine, Report, collect
+from diffusion_engines.report.collect import Benchmark, Engine, Report, collect
 from diffusion_engines.report.figures import draw_breakdown, draw_parity, draw_quantization
 from diffusion_engines.report.images import amplified_difference, last_frame, write_trajectory
 
@@ -65,7 +65,12 @@ def render(report: Report, figures: Mapping[str, Path]) -> str:
     environment.globals["last_frame"] = last_frame
     css, _, _ = loader.get_source(environment, "page.css")
     return environment.get_template("page.html.j2").render(
-        report=report, figures=figures, css=css, parity=parity_text, status=engine_status
+        report=report,
+        figures=figures,
+        css=css,
+        parity=parity_text,
+        status=engine_status,
+        run_rows=run_rows,
     )
 
 
@@ -120,10 +125,31 @@ def parity_text(report: Report, engine: Engine) -> str:
     return "not compared"
 
 
+def run_rows(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
+    """Return what is said once of a whole run: a name, and a value for each runner."""
+
+    def speedups(phase: str) -> list[str]:
+        first = benchmark.median(benchmark.baseline, phase)
+        return [text.ratio(first, benchmark.median(runner, phase)) for runner in benchmark.runners]
+
+    memory = [benchmark.memory[runner] for runner in benchmark.runners]
+    rate = [text.fixed(benchmark.images_per_second[runner]) for runner in benchmark.runners]
+    rows = [
+        ("speedup of the total", speedups("total")),
+        ("speedup of the UNet", speedups("unet_call")),
+        ("images per second", rate),
+        ("peak resident memory", [text.size(m["resident"]) for m in memory]),
+    ]
+    if any(m["gpu"] for m in memory):
+        rows.append(("peak GPU memory of PyTorch", [text.size(m["gpu"]) for m in memory]))
+    return rows
+
+
 def _speed_text(report: Report, engine: Engine) -> str:
     if engine.target not in report.benchmarks:
         return "not run here"
     phases = {"unet": "unet_call", "text_encoder": "text_encoding", "vae_decoder": "vae_decoding"}
     benchmark, phase = report.benchmarks[engine.target], phases[engine.component]
-    ours, theirs = benchmark.median("engines", phase), benchmark.median("pytorch", phase)
+    ours = benchmark.median("engines", phase)
+    theirs = benchmark.median(benchmark.baseline, phase)
     return f"{text.number(ours)} ms, {text.ratio(theirs, ours)} PyTorch"

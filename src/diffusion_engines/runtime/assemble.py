@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,13 +26,16 @@ class TorchNetwork:
     module: torch.nn.Module
     dtype: torch.dtype
     autocast: bool = False
+    # The module writes its result where the last one is: CUDA graphs do (torch.compile).
+    reuses_output: bool = False
 
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
         """Run the network; timesteps and token ids keep their dtype."""
         cast = (t.to(self.dtype) if t.ndim > 2 else t for t in tensors)
         device = next(self.module.parameters()).device.type
         with torch.no_grad(), torch.autocast(device, torch.float16, enabled=self.autocast):
-            return self.module(*cast)
+            output = self.module(*cast)
+        return output.clone() if self.reuses_output else output
 
 
 def torch_networks(
@@ -41,8 +45,19 @@ def torch_networks(
     weights: Path = layout.WEIGHTS,
     names: Iterable[str] = tuple(COMPONENTS),
     autocast: bool = False,
+    compile_mode: str | None = None,
+    channels_last: bool = False,
 ) -> dict[str, Network]:
     """Load components as PyTorch modules, after checking their files.
+
+    Args:
+        precision: of weights and inputs.
+        device: where they run.
+        weights: a diffusers folder.
+        names: the components.
+        autocast: run each call under ``torch.autocast`` to fp16.
+        compile_mode: of ``torch.compile``; the first calls compile, which takes minutes.
+        channels_last: convolutions' weights in that layout, which tensor cores prefer.
 
     Raises:
         IntegrityError: a weights file is damaged.
@@ -52,8 +67,14 @@ def torch_networks(
         spec = COMPONENTS[name]
         with step(f"load {name} in PyTorch, {precision}"):
             read_manifest(weights / spec.folder, "weights")
-            module = load_network(spec, weights / spec.folder, precision, device)
-        networks[name] = TorchNetwork(module, torch_dtype(precision), autocast)
+            module: Any = load_network(spec, weights / spec.folder, precision, device)
+            if channels_last:
+                module = module.to(memory_format=torch.channels_last)
+            if compile_mode is not None:
+                module = torch.compile(module, mode=compile_mode)
+        networks[name] = TorchNetwork(
+            module, torch_dtype(precision), autocast, reuses_output=compile_mode is not None
+        )
     return networks
 
 

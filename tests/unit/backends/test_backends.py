@@ -7,11 +7,13 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from diffusion_engines.backends import backend, check_dtypes, check_precision
+from diffusion_engines.backends import onnxruntime as onnxruntime_backend
 from diffusion_engines.backends.onnxruntime import instruction_set
 from diffusion_engines.backends.probe import probe_target
 from diffusion_engines.config import (
@@ -98,6 +100,26 @@ def test_onnxruntime_computes_what_pytorch_does(exported: dict, tmp_path: Path, 
     with torch.no_grad():
         expected = loaded.module(*inputs)
     torch.testing.assert_close(engine(*inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_refused(tmp_path: Path) -> None:
+    class Library:
+        """What ONNX Runtime does where CUDA's libraries are missing: a warning, and the CPU."""
+
+        __version__ = "1.0"
+
+        @staticmethod
+        def InferenceSession(*arguments: Any, **options: Any) -> Any:  # noqa: N802
+            class Session:
+                def get_providers(self) -> list[str]:
+                    return ["CPUExecutionProvider"]
+
+            return Session()
+
+    with pytest.raises(HardwareError, match="could not start on cuda") as raised:
+        onnxruntime_backend._session(Library, tmp_path, None, "cuda")
+    assert "found:    CPUExecutionProvider" in str(raised.value)
+    assert onnxruntime_backend._session(Library, tmp_path, None, "cpu")
 
 
 def test_onnxruntime_casts_to_what_the_graph_takes(exported: dict, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def test_percentiles_are_those_of_the_runs() -> None:
     found = distribution([float(i) for i in range(1, 102)])
     assert (found["median_ms"], found["p90_ms"], found["p99_ms"]) == (51, 91, 100)
     assert (found["min_ms"], found["max_ms"]) == (1, 101)
+    assert distribution([1.0, 2.0, 6.0])["mean_ms"] == 3
 
 
 def test_a_table_has_a_row_for_each_phase() -> None:

@@ -13,7 +13,7 @@ import pytest
 from diffusion_engines import layout
 from diffusion_engines.bench import compare
 from diffusion_engines.bench.breakdown import PHASES
-from diffusion_engines.config import Benchmark
+from diffusion_engines.config import Baseline, Benchmark
 from diffusion_engines.errors import HardwareError
 from diffusion_engines.files import write_json
 from diffusion_engines.runtime.assemble import torch_networks
@@ -27,8 +27,10 @@ BENCHMARK = Benchmark(
     seed=0,
     warmup=1,
     repeats=3,
-    baseline_precision="fp32",
-    baseline_autocast=False,
+    baselines={
+        "pytorch": Baseline("fp32", autocast=False, compile=None, channels_last=False),
+        "compiled": Baseline("fp32", autocast=False, compile="default", channels_last=True),
+    },
 )
 
 
@@ -40,22 +42,27 @@ def test_engines_and_pytorch_are_timed_alternately_and_written_down(
     write_json(layout.MACHINE, {"cpu": "of a test"})
     order: list[str] = []
 
-    def runner(name: str) -> Any:
-        def make(*arguments: Any) -> Any:
-            networks = torch_networks("fp32", "cpu")
-            unet = networks["unet"]
+    def noting(name: str) -> Any:
+        networks = torch_networks("fp32", "cpu")
+        unet = networks["unet"]
 
-            def noted(*tensors: Any) -> Any:
-                order.append(name)
-                return unet(*tensors)
+        def noted(*tensors: Any) -> Any:
+            order.append(name)
+            return unet(*tensors)
 
-            return networks | {"unet": noted}
+        return networks | {"unet": noted}
 
-        return make
+    made: list[Any] = []
 
-    monkeypatch.setattr(compare, "_torch_runner", runner("pytorch"))
-    monkeypatch.setattr(compare, "_engine_runner", runner("engines"))
-    memory = iter([{"resident": 2_000_000, "gpu": 0}, {"resident": 3_000_000, "gpu": 0}])
+    def engines(*arguments: Any, **options: Any) -> Any:
+        made.append((arguments, options))
+        return noting("engines")
+
+    monkeypatch.setattr(
+        compare, "_torch_runner", lambda baseline, device: noting(baseline.compile or "pytorch")
+    )
+    monkeypatch.setattr(compare, "target_networks", engines)
+    memory = iter([{"resident": i * 1_000_000, "gpu": 0} for i in (1, 2, 3)])
     monkeypatch.setattr(compare, "peak_memory_of", lambda *arguments: next(memory))
     folder = layout.benchmark("cpu")
     folder.mkdir(parents=True)
@@ -65,7 +72,10 @@ def test_engines_and_pytorch_are_timed_alternately_and_written_down(
     )
 
     runs = BENCHMARK.warmup + BENCHMARK.repeats
-    assert order == (["pytorch"] * BENCHMARK.steps + ["engines"] * BENCHMARK.steps) * runs
+    turn = [name for name in ("pytorch", "default", "engines") for _ in range(BENCHMARK.steps)]
+    assert order == turn * runs
+    # What has no engine runs as in the first baseline.
+    assert made == [(("cpu", {"unet": "fp32"}, "cpu"), {"torch_precision": "fp32"})]
     found = json.loads(metrics.read_text())
     assert found["peak_mb"] == 3
     details = json.loads((folder / "benchmark.json").read_text())
@@ -73,15 +83,21 @@ def test_engines_and_pytorch_are_timed_alternately_and_written_down(
     assert found["speedup"] == pytest.approx(total["pytorch"] / total["engines"], abs=1e-3)
     assert details["images_per_second"]["engines"] == pytest.approx(1e3 / total["engines"])
     assert details["machine"] == {"cpu": "of a test"}
-    assert details["baseline"] == "PyTorch eager fp32"
+    assert details["runners"] == {
+        "pytorch": "PyTorch eager, fp32",
+        "compiled": "PyTorch torch.compile, default, fp32, channels last",
+        "engines": "engines",
+    }
     with plot.open() as file:
         rows = [(row["runner"], row["phase"]) for row in csv.DictReader(file)]
-    assert rows == [(r, p) for r in ("pytorch", "engines") for p in (*PHASES, "unet_call")]
+    runners = ("pytorch", "compiled", "engines")
+    assert rows == [(r, p) for r in runners for p in (*PHASES, "unet_call")]
 
 
 def test_autocast_on_a_cpu_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    autocast = Benchmark(**(vars(BENCHMARK) | {"baseline_autocast": True}))
-    with pytest.raises(HardwareError, match="baseline_autocast is for CUDA") as raised:
+    article = {"article": Baseline("fp16", autocast=True, compile=None, channels_last=False)}
+    autocast = Benchmark(**(vars(BENCHMARK) | {"baselines": BENCHMARK.baselines | article}))
+    with pytest.raises(HardwareError, match=r"baselines\.article\.autocast is for CUDA") as raised:
         compare.benchmark_target(
             "cpu", {}, autocast, IMAGE, tmp_path, tmp_path, tmp_path, device="cpu"
         )

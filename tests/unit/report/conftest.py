@@ -145,7 +145,7 @@ def write_benchmark(target: str, components: dict[str, str], gpus: list[str]) ->
     }
     latency = {
         runner: {
-            phase: {"median_ms": share * total, "p90_ms": share * total, "p99_ms": share * total}
+            phase: {f"{name}_ms": share * total for name in ("mean", "median", "p90", "p99")}
             for phase, share in shares.items()
         }
         for runner, total in (("pytorch", 60.0), ("engines", 24.0))
@@ -153,7 +153,7 @@ def write_benchmark(target: str, components: dict[str, str], gpus: list[str]) ->
     write(
         f"artifacts/benchmark/{target}/benchmark.json",
         {
-            "baseline": "PyTorch eager fp32",
+            "runners": {"pytorch": "PyTorch eager, fp32", "engines": "engines"},
             "components": components,
             "latency": latency,
             "memory": {r: {"resident": 2_000_000_000, "gpu": 0} for r in latency},

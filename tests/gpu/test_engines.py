@@ -1,4 +1,4 @@
-"""TensorRT's and TensorRT-RTX's engines on a GPU that they support: `make test-gpu`.
+"""Engines on a GPU that they support: `make test-gpu`.
 
 A test skips where its library, its program or a fitting GPU is missing, and says which.
 """
@@ -21,6 +21,8 @@ from diffusion_engines.backends import backend
 from diffusion_engines.backends.gpus import RTX_CAPABILITIES
 from diffusion_engines.backends.plans.torchscript import DISTRIBUTIONS, wrap_fingerprint
 from diffusion_engines.config import (
+    OnnxRuntimeBuild,
+    OnnxRuntimeTarget,
     TensorRTBuild,
     TensorRTRTXBuild,
     TensorRTRTXTarget,
@@ -30,6 +32,7 @@ from diffusion_engines.errors import FingerprintError, HardwareError
 from diffusion_engines.files import write_json, write_manifest
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.parity.metrics import difference
+from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.bundle import load_bundle, load_torchscript, wrap_engine
 from diffusion_engines.runtime.networks import example_inputs
 from tests.conftest import load
@@ -53,6 +56,11 @@ BUILD = TensorRTBuild(
 
 def target_here(name: str, torchscript: bool = False) -> Any:
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    if name == "onnxruntime":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            pytest.skip("this ONNX Runtime is not onnxruntime-gpu")
+        return OnnxRuntimeTarget(name, "cuda", OnnxRuntimeBuild("all"))
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
     if name == "tensorrt":
@@ -119,6 +127,27 @@ def test_an_engine_computes_what_pytorch_does(
     loaded = load(tiny_weights, name, "fp16")
     bundle = make_bundle(name, loaded, target, tmp_path)
     check(load_bundle(bundle, "cuda", cuda_graph=cuda_graph), loaded)
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "unet", "vae_decoder"])
+def test_onnxruntime_computes_what_pytorch_does(
+    tiny_weights: Path, tmp_path: Path, name: str
+) -> None:
+    loaded = load(tiny_weights, name, "fp16")
+    bundle = make_bundle(name, loaded, target_here("onnxruntime"), tmp_path)
+    module = load_bundle(bundle, "cuda")
+    inputs = example_inputs(loaded.inputs, "fp16", vocabulary=loaded.vocabulary)
+    assert module(*(tensor.cuda() for tensor in inputs)).is_cuda
+    check(module, loaded, seeds=(0, 1, 2))  # a session that does not wait for PyTorch would show
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_baseline_computes_what_pytorch_does(tiny_weights: Path, mode: str) -> None:
+    loaded = load(tiny_weights, "unet", "fp16")
+    options: Any = {"compile_mode": mode, "channels_last": True, "names": ["unet"]}
+    network = torch_networks("fp16", "cuda", weights=tiny_weights, **options)["unet"]
+    # From the third call on, "reduce-overhead" replays a CUDA graph, in the same memory.
+    check(network, loaded, seeds=(0, 1, 2, 3, 4))
 
 
 @pytest.mark.parametrize("builder", ["trtexec", "python"])
