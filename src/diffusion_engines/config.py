@@ -285,10 +285,11 @@ class Baseline:
     @property
     def label(self) -> str:
         """What it is, in words."""
-        parts = [f"torch.compile, {self.compile}" if self.compile else "eager", self.precision]
+        parts = ["torch.compile", self.compile] if self.compile else ["PyTorch eager"]
+        parts += [self.precision]
         parts += ["autocast"] if self.autocast else []
         parts += ["channels last"] if self.channels_last else []
-        return "PyTorch " + ", ".join(parts)
+        return ", ".join(parts)
 
 
 @dataclass(config=_STRICT)

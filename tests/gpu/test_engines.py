@@ -141,6 +141,9 @@ def test_onnxruntime_computes_what_pytorch_does(
     check(module, loaded, seeds=(0, 1, 2))  # a session that does not wait for PyTorch would show
 
 
+# Both are PyTorch's own: while its compiler is imported, and while it warms up an empty graph.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty:UserWarning")
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_a_compiled_baseline_computes_what_pytorch_does(tiny_weights: Path, mode: str) -> None:
     loaded = load(tiny_weights, "unet", "fp16")

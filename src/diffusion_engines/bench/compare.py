@@ -56,6 +56,7 @@ def benchmark_target(
 
     Raises:
         HardwareError: autocast is asked for where it does not exist.
+        IntegrityError: the machine was not probed.
     """
     if not device.startswith("cuda"):
         for name, baseline in benchmark.baselines.items():
@@ -66,6 +67,7 @@ def benchmark_target(
                     found=device,
                     fix="set it to false (conf/benchmark/), or measure a target with a GPU",
                 )
+    machine = read_json(layout.MACHINE)
     makers: dict[str, Callable[[], dict[str, Network]]] = {
         name: functools.partial(_torch_runner, baseline, device)
         for name, baseline in benchmark.baselines.items()
@@ -95,11 +97,13 @@ def benchmark_target(
     total = {name: summary["total"]["median_ms"] for name, summary in summaries.items()}
     call = {name: summary["unet_call"]["median_ms"] for name, summary in summaries.items()}
     details: dict[str, Any] = {
-        "runners": {n: b.label for n, b in benchmark.baselines.items()} | {ENGINES: "engines"},
+        # A list, because JSON's keys are sorted and the first is what speedups are over.
+        "runners": [[name, b.label] for name, b in benchmark.baselines.items()]
+        + [[ENGINES, f"engines, {target}"]],
         "latency": summaries,
         "memory": memory,
         "images_per_second": {n: image.batch_size * 1e3 / value for n, value in total.items()},
-        "machine": read_json(layout.MACHINE),
+        "machine": machine,
         "components": dict(components),
         "settings": asdict(benchmark),
     }

@@ -8,9 +8,11 @@ in ONNX Runtime on the CPU. https://nvidia.github.io/Model-Optimizer/guides/_onn
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import re
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -360,8 +362,31 @@ def _workshop(source: Path, folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=folder, prefix="work-") as name:
         work = Path(name)
         copy_files(source, work)
-        with mock.patch.object(tempfile, "tempdir", str(work)):
+        with mock.patch.object(tempfile, "tempdir", str(work)), _collecting_garbage():
             yield work
+
+
+@contextlib.contextmanager
+def _collecting_garbage() -> Iterator[None]:
+    """Free what ModelOpt has dropped, every two seconds and at the end.
+
+    Its graphs are cycles of few Python objects and gigabytes of weights. Python collects cycles by
+    the number of objects, so several copies of the weights would pile up.
+    """
+    done = threading.Event()
+
+    def collect() -> None:
+        while not done.wait(2.0):
+            gc.collect()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        gc.collect()
 
 
 @contextlib.contextmanager

@@ -348,7 +348,6 @@ def _calls(path: Path) -> dict[str, tuple[float, ...]]:
 def _benchmark(target: str) -> Benchmark:
     found = read_json(_benchmark_json(target))
     keys = (
-        "runners",
         "components",
         "latency",
         "memory",
@@ -356,7 +355,9 @@ def _benchmark(target: str) -> Benchmark:
         "machine",
         "settings",
     )
-    return Benchmark(target, **{key: found[key] for key in keys})
+    return Benchmark(
+        target, **{key: found[key] for key in keys} | {"runners": dict(found["runners"])}
+    )
 
 
 def _operators(name: str) -> Operators:

@@ -14,7 +14,7 @@ from diffusion_engines import layout
 from diffusion_engines.bench import compare
 from diffusion_engines.bench.breakdown import PHASES
 from diffusion_engines.config import Baseline, Benchmark
-from diffusion_engines.errors import HardwareError
+from diffusion_engines.errors import HardwareError, IntegrityError
 from diffusion_engines.files import write_json
 from diffusion_engines.runtime.assemble import torch_networks
 from tests.conftest import IMAGE
@@ -83,15 +83,25 @@ def test_engines_and_pytorch_are_timed_alternately_and_written_down(
     assert found["speedup"] == pytest.approx(total["pytorch"] / total["engines"], abs=1e-3)
     assert details["images_per_second"]["engines"] == pytest.approx(1e3 / total["engines"])
     assert details["machine"] == {"cpu": "of a test"}
-    assert details["runners"] == {
-        "pytorch": "PyTorch eager, fp32",
-        "compiled": "PyTorch torch.compile, default, fp32, channels last",
-        "engines": "engines",
-    }
+    assert details["runners"] == [  # in order: speedups are over the first
+        ["pytorch", "PyTorch eager, fp32"],
+        ["compiled", "torch.compile, default, fp32, channels last"],
+        ["engines", "engines, cpu"],
+    ]
     with plot.open() as file:
         rows = [(row["runner"], row["phase"]) for row in csv.DictReader(file)]
     runners = ("pytorch", "compiled", "engines")
     assert rows == [(r, p) for r in runners for p in (*PHASES, "unet_call")]
+
+
+def test_a_machine_that_was_not_probed_is_noticed_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IntegrityError, match=r"machine\.json does not exist"):
+        compare.benchmark_target(
+            "cpu", {}, BENCHMARK, IMAGE, tmp_path, tmp_path, tmp_path, device="cpu"
+        )
 
 
 def test_autocast_on_a_cpu_is_refused_before_anything_runs(tmp_path: Path) -> None:

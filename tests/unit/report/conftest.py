@@ -153,7 +153,7 @@ def write_benchmark(target: str, components: dict[str, str], gpus: list[str]) ->
     write(
         f"artifacts/benchmark/{target}/benchmark.json",
         {
-            "runners": {"pytorch": "PyTorch eager, fp32", "engines": "engines"},
+            "runners": [["pytorch", "PyTorch eager, fp32"], ["engines", f"engines, {target}"]],
             "components": components,
             "latency": latency,
             "memory": {r: {"resident": 2_000_000_000, "gpu": 0} for r in latency},
