@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from diffusion_engines.components import COMPONENTS
+from diffusion_engines.components import STABLE_DIFFUSION
 from diffusion_engines.config import Dynamic, Image
 from diffusion_engines.files import write_manifest
-from diffusion_engines.weights.sources import FOLDERS, fill_with_random_weights
+from diffusion_engines.weights.sources import fill_with_random_weights
 
+# Of the models that most tests take.
+COMPONENTS = STABLE_DIFFUSION.components
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "conf" / "architecture" / "tiny"
 IMAGE = Image(height=128, width=128, batch_size=1, vae_scale_factor=8)
@@ -33,7 +35,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "weights"
     folder.mkdir()
     fill_with_random_weights(TINY, folder, seed=0, dtype="fp32")
-    for name in FOLDERS:
+    for name in STABLE_DIFFUSION.folders:
         write_manifest(folder / name, "weights", {"model": "tiny", "synthetic": True})
     return folder
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from diffusion_engines.components import COMPONENTS, TOKENS, Dim
+from diffusion_engines.components import TOKENS, Dim
 from diffusion_engines.config import Dynamic, Image
-from tests.conftest import ROOT, STATIC
+from tests.conftest import COMPONENTS, ROOT, STATIC
 
 SD14_IMAGE = Image(height=512, width=768, batch_size=2, vae_scale_factor=8)
 OPEN = Dynamic(batch_size=[1, 4], height=[256, 768], width=[320, 1024])

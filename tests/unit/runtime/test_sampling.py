@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 
 import pytest
 import torch
 
+from diffusion_engines.config import SchedulerName
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.recording import (
@@ -20,7 +22,7 @@ PROMPT = "A big banana leaf with lemons in front of it"
 SETTINGS = sampling.Settings("lms", 4, 7.5, 128, 128, negative_prompt="blurry")
 
 
-@pytest.mark.parametrize("scheduler", ["lms", "pndm", "euler", "dpmpp_2m", "ddim"])
+@pytest.mark.parametrize("scheduler", typing.get_args(SchedulerName))
 def test_images_are_those_of_diffusers(tiny_weights: Path, scheduler: str) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -36,11 +38,12 @@ def test_images_are_those_of_diffusers(tiny_weights: Path, scheduler: str) -> No
             negative_prompt="blurry",
             num_inference_steps=4,
             guidance_scale=7.5,
-            latents=noise.clone(),
+            # Initial noise and that of each step, from one generator.
+            generator=torch.Generator().manual_seed(3),
             output_type="pt",
         ).images
     networks = torch_networks("fp32", "cpu", weights=tiny_weights)
-    found = sampling.sample(networks, model, settings, [PROMPT], noise)
+    found = sampling.sample(networks, model, settings, [PROMPT], noise, seeds=[3])
     torch.testing.assert_close(found.images, expected, rtol=0, atol=1e-4)
     assert len(found.timings.unet) >= 4
     assert found.timings.total > found.timings.denoising_loop > sum(found.timings.unet)
@@ -69,7 +72,7 @@ def test_a_recording_gives_back_the_calls(tiny_weights: Path, tmp_path: Path) ->
     )
     calls = recorded_calls(tmp_path / "unet.safetensors")
     assert len(calls) == 2 * 4
-    (latents, timestep, text), output = calls[5]
+    (latents, timestep, text), (output,) = calls[5]
     assert (latents.shape, timestep.shape, text.shape) == ((2, 4, 16, 16), (1,), (2, 77, 32))
     with torch.no_grad():
         torch.testing.assert_close(networks["unet"](latents, timestep, text), output)

@@ -18,12 +18,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from diffusion_engines.components import COMPONENTS
 from diffusion_engines.errors import ConfigError, WeightsError
 from diffusion_engines.runtime.networks import load_architecture, network_class
 from diffusion_engines.weights import sources
 from diffusion_engines.weights.check import check_parameters, count_parameters, weight_files
-from tests.conftest import ROOT, TINY
+from tests.conftest import COMPONENTS, ROOT, TINY
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
