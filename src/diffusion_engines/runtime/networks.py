@@ -93,7 +93,9 @@ class ConditionedUNet(nn.Module):
     ) -> torch.Tensor:
         """Run the network; shapes as above."""
         batched = timestep.expand(latents.shape[0])
-        conditions = {"text_embeds": pooled, "time_ids": sizes}
+        # The network puts the pooled embedding beside sinusoids of the sizes, which are fp32.
+        # PyTorch promotes; the exporter would write a Concat of two types, which is invalid.
+        conditions = {"text_embeds": pooled.to(sizes.dtype), "time_ids": sizes}
         return self.network(
             latents, batched, text, added_cond_kwargs=conditions, return_dict=False
         )[0]

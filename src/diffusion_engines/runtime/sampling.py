@@ -21,7 +21,8 @@ from diffusion_engines.runtime.conditioning import (
     load_conditioning,
 )
 
-_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+# By their names in conf/: diffusers' class, and what it is asked for beyond the model's config.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lms": ("LMSDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -128,7 +129,7 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """
     import diffusers
 
-    class_name, options = _SCHEDULERS[name]
+    class_name, options = SCHEDULERS[name]
     return getattr(diffusers, class_name).from_config(config, **options)
 
 
