@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,14 @@ def simplify_graph(source: Path, folder: Path, *, skipped_optimizers: list[str])
     Raises:
         ExportError: onnxsim failed.
     """
+    # Below 2 GB onnxsim keeps the weights inside the graph file; from there on it puts them beside
+    # it, under a name of its own. A folder that is removed leaves no second copy of either.
+    raw = folder / "raw"
+    raw.mkdir()
     with step("onnxsim"):
         try:
             onnxsim.simplify(
-                str(source), output_path=str(folder / MODEL), skipped_optimizers=skipped_optimizers
+                str(source), output_path=str(raw / MODEL), skipped_optimizers=skipped_optimizers
             )
         except (RuntimeError, ValueError, ValidationError, DecodeError) as error:
             raise ExportError(
@@ -36,8 +41,8 @@ def simplify_graph(source: Path, folder: Path, *, skipped_optimizers: list[str])
                 fix="name the optimizer that fails in simplify.skipped_optimizers",
             ) from error
     with step("write weights as external data"):
-        # onnxsim keeps up to 2 GB inside the graph file.
-        save_with_external_data(onnx.load(folder / MODEL), folder / MODEL)
+        save_with_external_data(onnx.load(raw / MODEL), folder / MODEL)
+    shutil.rmtree(raw)
 
 
 def check_same_results(before: Path, after: Path, *, seed: int, allowed: float) -> float | None:
