@@ -19,6 +19,9 @@ from diffusion_engines.onnx.graph import MODEL
 from diffusion_engines.progress import step
 from diffusion_engines.stage import stage
 
+# What an engine has from its graph.
+_OF_THE_GRAPH = ("component", "precision", "inputs", "outputs", "guidance", "model", "synthetic")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -61,7 +64,7 @@ def main(cfg: Config) -> None:
             "dtypes": result.precisions,
             "onnx": {key: value for key, value in graph.items() if key != "kind"},
         }
-        for key in ("component", "precision", "inputs", "model", "synthetic"):
+        for key in _OF_THE_GRAPH:
             info[key] = graph[key]
         write_manifest(folder, "engine", info)
 

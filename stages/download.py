@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_engines import config, layout
-from diffusion_engines.components import COMPONENTS
+from diffusion_engines.components import pipeline_of
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.files import new_folder, write_manifest
 from diffusion_engines.progress import step
@@ -29,6 +29,8 @@ def main(cfg: Config) -> None:
     with new_folder(layout.WEIGHTS) as folder:
         fill(model, folder)
         sources.check_scale_factor(folder, cfg.image.vae_scale_factor)
+        sources.check_conditions(folder)
+        pipeline = pipeline_of(folder)
         origin = {
             "model": model.name,
             "source": model.source,
@@ -37,8 +39,8 @@ def main(cfg: Config) -> None:
             "synthetic": model.source == "synthetic",
             "seed": model.seed if model.source == "synthetic" else None,
         }
-        networks = {spec.folder for spec in COMPONENTS.values()}
-        for name in sources.FOLDERS:
+        networks = {spec.folder for spec in pipeline.components.values()}
+        for name in pipeline.folders:
             info: dict[str, object] = dict(origin)
             if name in networks:
                 with step(f"check the weights of {name}"):
@@ -55,7 +57,7 @@ def fill(model: config.Model, folder: Path) -> None:
         with step(f"download {model.repo}"):
             sources.copy_from_hub(model.repo, model.revision, folder)
     elif model.source == "local":
-        for spec in COMPONENTS.values():
+        for spec in pipeline_of(Path(model.folder)).components.values():
             list(weight_files(Path(model.folder) / spec.folder))  # fails before the copy starts
         with step(f"copy {model.folder}"):
             sources.copy_from_folder(Path(model.folder), folder)

@@ -2,14 +2,14 @@
 
 Select it with `+onnx=unet-fp16`.
 
-Reads   artifacts/weights/<folder of the component>/
+Reads   artifacts/weights/<folder of the component>/, artifacts/weights/model_index.json
 Writes  artifacts/exports/<onnx>/: model.onnx, model.onnx.data, manifest.json
 """
 
 from dataclasses import asdict, dataclass
 
 from diffusion_engines import config, layout
-from diffusion_engines.components import COMPONENTS
+from diffusion_engines.components import pipeline_of
 from diffusion_engines.files import new_folder, read_manifest, write_manifest
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.versions import exporter_versions
@@ -29,7 +29,7 @@ class Config:
 @stage
 def main(cfg: Config) -> None:
     item = cfg.exports[cfg.onnx]
-    spec = COMPONENTS[item.component]
+    spec = pipeline_of(layout.WEIGHTS).component(item.component)
     weights = layout.weights(item.weights)
     with step(f"load {cfg.onnx}"):
         origin = read_manifest(weights, "weights")
@@ -46,6 +46,7 @@ def main(cfg: Config) -> None:
                 exporter=cfg.export.exporter,
                 opset=cfg.export.opset,
                 patches=cfg.export.patches,
+                outputs=[value.name for value in spec.outputs],
                 vocabulary=architecture.get("vocab_size", 0),
             )
         info = {
@@ -53,6 +54,8 @@ def main(cfg: Config) -> None:
             "component": item.component,
             "precision": item.precision,
             "inputs": [asdict(value) for value in inputs],
+            "outputs": [asdict(value) for value in spec.outputs],
+            "guidance": cfg.image.guidance,
             "exporter": cfg.export.exporter,
             "opset": cfg.export.opset,
             "patches": cfg.export.patches,

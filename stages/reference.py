@@ -35,6 +35,7 @@ def main(cfg: Config) -> None:
         width=cfg.image.width,
         vae_scale_factor=cfg.image.vae_scale_factor,
         negative_prompt=reference.negative_prompt,
+        guidance=cfg.image.guidance,
     )
     with new_folder(layout.REFERENCE) as folder:
         with step(f"sample {len(reference.prompts)} prompt(s), {reference.steps} steps, fp32"):

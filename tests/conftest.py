@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from diffusion_engines.components import COMPONENTS
+from diffusion_engines.components import STABLE_DIFFUSION, pipeline_of
 from diffusion_engines.config import Dynamic, Image
-from diffusion_engines.files import write_manifest
-from diffusion_engines.weights.sources import FOLDERS, fill_with_random_weights
+from diffusion_engines.files import MANIFEST, read_json, write_manifest
+from diffusion_engines.weights.sources import fill_with_random_weights
 
+# Of the models that most tests take.
+COMPONENTS = STABLE_DIFFUSION.components
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "conf" / "architecture" / "tiny"
 IMAGE = Image(height=128, width=128, batch_size=1, vae_scale_factor=8)
@@ -33,7 +35,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "weights"
     folder.mkdir()
     fill_with_random_weights(TINY, folder, seed=0, dtype="fp32")
-    for name in FOLDERS:
+    for name in STABLE_DIFFUSION.folders:
         write_manifest(folder / name, "weights", {"model": "tiny", "synthetic": True})
     return folder
 
@@ -46,11 +48,12 @@ def weights_copy(tiny_weights: Path, tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A component of the tiny model."""
+    """A component of a model."""
 
     name: str
     module: Any
     inputs: Any
+    outputs: list[str]
     vocabulary: int
 
 
@@ -64,19 +67,24 @@ def load(
     """Load one component with the specification of its inputs."""
     from diffusion_engines.runtime.networks import load_architecture, load_network
 
-    spec = COMPONENTS[name]
+    spec = pipeline_of(weights).component(name)
     folder = weights / spec.folder
     architecture = load_architecture(folder)
     return Loaded(
         name,
         load_network(spec, folder, precision),
         spec.inputs(architecture, image, dynamic),
+        [value.name for value in spec.outputs],
         architecture.get("vocab_size", 0),
     )
 
 
 def write_bundles(
-    weights: Path, folder: Path, dynamic: Dynamic = STATIC, precision: str = "fp32"
+    weights: Path,
+    folder: Path,
+    dynamic: Dynamic = STATIC,
+    precision: str = "fp32",
+    image: Image = IMAGE,
 ) -> None:
     """Write a target's folder as `wrap` and `pack` do: ONNX Runtime engines for the CPU."""
     plain = dynamic is STATIC and precision == "fp32"  # the older exporter is faster
@@ -89,8 +97,9 @@ def write_bundles(
 
     target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all"))
     module = backend("onnxruntime")
-    for name in COMPONENTS:
-        loaded = load(weights, name, precision, dynamic)
+    origin = read_json(weights / "unet" / MANIFEST)
+    for name in pipeline_of(weights).components:
+        loaded = load(weights, name, precision, dynamic, image)
         inputs = [asdict(value) for value in loaded.inputs]
         scratch = folder.parent / f"{folder.name}-{name}"
         with new_folder(scratch / "graph") as graph:
@@ -102,6 +111,7 @@ def write_bundles(
                 exporter="torchscript" if plain else "dynamo",
                 opset=17 if plain else 18,
                 patches=[],
+                outputs=loaded.outputs,
                 vocabulary=loaded.vocabulary,
             )
         with new_folder(scratch / "engine") as engine:
@@ -114,10 +124,11 @@ def write_bundles(
                 "builder": result.builder,
                 "engine": result.engine,
                 "inputs": inputs,
+                "guidance": image.guidance,
                 "settings": asdict(target),
                 "fingerprint": module.fingerprint(target),
-                "model": "tiny",
-                "synthetic": True,
+                "model": origin["model"],
+                "synthetic": origin["synthetic"],
             }
             write_manifest(engine, "engine", info)
         with new_folder(folder / name) as bundle:

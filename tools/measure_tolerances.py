@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from diffusion_engines import layout
-from diffusion_engines.components import COMPONENTS
+from diffusion_engines.components import pipeline_of
 from diffusion_engines.parity.metrics import difference
 from diffusion_engines.parity.validation import compare_images, component_differences, worst_of
 from diffusion_engines.runtime.assemble import torch_networks
@@ -29,7 +29,7 @@ def main() -> None:
     for precision in ("fp32", "fp16", "bf16"):
         networks = torch_networks(precision, "cpu")
         row: dict[str, object] = {}
-        for name in COMPONENTS:
+        for name in pipeline_of(layout.WEIGHTS).components:
             found = component_differences(name, networks[name], "cpu")
             row[name] = worst_of(found) | {"per_call": [d.rel_l2 for d in found]}
         with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +46,9 @@ def main() -> None:
         for damage in damages:
             undo = damage()
             errors.append(
-                max(difference(network(*inputs).float(), output).rel_l2 for inputs, output in calls)
+                max(
+                    difference(network(*inputs).float(), noise).rel_l2 for inputs, (noise,) in calls
+                )
             )
             undo()
         result["damage"][kind] = {

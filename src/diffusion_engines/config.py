@@ -24,8 +24,8 @@ _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 Precision = Literal["fp32", "fp16", "bf16"]
 QuantizedPrecision = Literal["int8", "fp8", "fp16-mixed"]
 EnginePrecision = Precision | QuantizedPrecision
-Component = Literal["text_encoder", "unet", "vae_decoder"]
-SchedulerName = Literal["lms", "pndm", "euler", "dpmpp_2m", "ddim"]
+Component = Literal["text_encoder", "text_encoder_2", "unet", "vae_decoder"]
+SchedulerName = Literal["lms", "pndm", "euler", "dpmpp_2m", "ddim", "euler_ancestral", "lcm"]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PixelSize = Annotated[int, Field(gt=0, multiple_of=8)]
@@ -56,6 +56,8 @@ class Image:
     width: PixelSize
     batch_size: PositiveInt
     vae_scale_factor: PositiveInt  # pixels per latent, along an edge
+    # Whether the UNet gets both halves of classifier-free guidance; few-step models need one.
+    guidance: bool = True
 
 
 @dataclass(config=_STRICT)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.gpus import CAPABILITIES, RTX_CAPABILITIES
-from diffusion_engines.components import COMPONENTS
+from diffusion_engines.components import PipelineSpec, pipeline_of
 from diffusion_engines.config import TensorRTRTXTarget, TensorRTTarget
-from diffusion_engines.errors import ConfigError
+from diffusion_engines.errors import ConfigError, WeightsError
 
 # Of PyTorch 2.11 to 2.13, each tried. The dynamo exporter answers 12 to 14 with 18 and exits 0.
 OPSETS = {"dynamo": range(17, 25), "torchscript": range(14, 24)}
@@ -32,6 +33,7 @@ def check_fleet(params: dict[str, Any]) -> None:
     """
     problems = [
         *_export_settings(params),
+        *_components(params),
         *_exports(params),
         *_targets(params),
         *_quantized(params),
@@ -39,6 +41,7 @@ def check_fleet(params: dict[str, Any]) -> None:
         *_measure(params),
         *_timing(params),
         *_generate(params),
+        *_guidance(params),
     ]
     if problems:
         raise ConfigError(
@@ -69,13 +72,32 @@ def _export_settings(params: dict[str, Any]) -> list[str]:
     return problems
 
 
+def _components(params: dict[str, Any]) -> list[str]:
+    """What a fleet builds must be components of the model's pipeline."""
+    model = params["model"]
+    try:
+        pipeline: PipelineSpec = pipeline_of(Path(model.folder))
+    except (ConfigError, WeightsError) as error:
+        return [f"model.folder: {error.problem}; found {error.found} (conf/model/)"]
+    problems = [
+        f"{section}.{key}: the model {model.name} has no {item.component}; as a "
+        f"{pipeline.class_name} it has {', '.join(pipeline.components)} (conf/fleet/)"
+        for section in ("exports", "quantized", "engines")
+        for key, item in params[section].items()
+        if item.component not in pipeline.components
+    ]
+    for key, item in params["exports"].items():
+        spec = pipeline.components.get(item.component)
+        if spec is not None and item.weights != spec.folder:
+            problems.append(f"exports.{key}.weights: expected {spec.folder} (conf/fleet/)")
+    return problems
+
+
 def _exports(params: dict[str, Any]) -> list[str]:
     problems = []
     for key, item in params["exports"].items():
         if key != (expected := f"{item.component}-{item.precision}"):
             problems.append(f"exports.{key}: expected the key {expected} (conf/fleet/)")
-        if item.weights != (folder := COMPONENTS[item.component].folder):
-            problems.append(f"exports.{key}.weights: expected {folder} (conf/fleet/)")
         if item.precision == "bf16" and params["export"].opset < BF16_OPSET:
             problems.append(
                 f"exports.{key}.precision: ONNX has bf16 convolutions from opset {BF16_OPSET} on, "
@@ -231,4 +253,16 @@ def _generate(params: dict[str, Any]) -> list[str]:
     return [
         "generate.folder: for runs by hand, DVC expects the images in artifacts/images/; "
         "expected null (conf/generate/)"
+    ]
+
+
+def _guidance(params: dict[str, Any]) -> list[str]:
+    if params["image"].guidance:
+        return []
+    return [
+        f"{section}.guidance_scale: the model {params['model'].name} is built without guidance "
+        f"(image.guidance), expected 1.0, found {params[section].guidance_scale} "
+        f"(conf/{section}/; {section}=few_steps)"
+        for section in ("reference", "benchmark", "generate")
+        if params[section].guidance_scale > 1.0
     ]

@@ -14,14 +14,13 @@ import pytest
 import torch
 
 from diffusion_engines.backends import backend
-from diffusion_engines.components import COMPONENTS
 from diffusion_engines.config import Dynamic, Image, TensorRTRTXBuild, TensorRTRTXTarget
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.operators import graph_statistics
 from diffusion_engines.onnx.simplify import simplify_graph
 from diffusion_engines.runtime.networks import example_inputs, load_architecture, load_network
 from diffusion_engines.weights.sources import fill_with_random_weights
-from tests.conftest import ROOT
+from tests.conftest import COMPONENTS, ROOT
 
 pytestmark = pytest.mark.full
 

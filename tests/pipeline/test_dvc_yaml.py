@@ -57,12 +57,12 @@ EXEMPT = {
         "runtime/shapes.py",
         *CHECKS,
     },
-    "check_conf": {"components.py", "backends/gpus.py"},
+    "check_conf": {"backends/gpus.py"},
     # Weights' architecture classes and the report's other readers decide nothing here.
     "download": {"components.py", "runtime/networks.py"},
     "build": {"onnx/graph.py", *TIMING},
     # It reads recorded calls, by the module that also samples and records them.
-    "quantize": {"components.py", "runtime/sampling.py"},
+    "quantize": {"components.py", "runtime/conditioning.py", "runtime/sampling.py"},
     "validate": {"components.py"},
     "benchmark": {"components.py"},
     "generate": {"components.py"},

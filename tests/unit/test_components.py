@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from diffusion_engines.components import COMPONENTS, TOKENS, Dim
+from diffusion_engines.components import TOKENS, Dim, pipeline_of
 from diffusion_engines.config import Dynamic, Image
-from tests.conftest import ROOT, STATIC
+from diffusion_engines.errors import ConfigError
+from tests.conftest import COMPONENTS, ROOT, STATIC
 
 SD14_IMAGE = Image(height=512, width=768, batch_size=2, vae_scale_factor=8)
 OPEN = Dynamic(batch_size=[1, 4], height=[256, 768], width=[320, 1024])
@@ -33,6 +35,31 @@ def test_fixed_shapes_are_those_of_the_image(name: str, shapes: list[tuple[int, 
     assert [value.size for value in inputs] == shapes
     assert [value.name for value in inputs] == [f"input_{i}" for i in range(len(shapes))]
     assert not any(value.dynamic for value in inputs)
+
+
+def test_without_guidance_a_unet_gets_one_row_per_image() -> None:
+    image = replace(SD14_IMAGE, guidance=False)
+    latents, _, text = COMPONENTS["unet"].inputs(architecture("unet"), image, OPEN)
+    assert latents.shape[:2] == (Dim("batch", 2, 1, 4), 4)
+    assert text.shape[0] == latents.shape[0]
+
+
+def test_sdxl_has_two_text_encoders_and_added_conditions() -> None:
+    folder = ROOT / "conf/architecture/sdxl"
+    pipeline = pipeline_of(folder)
+    assert list(pipeline.components) == ["text_encoder", "text_encoder_2", "unet", "vae_decoder"]
+    assert pipeline.folders[-3:] == ("tokenizer", "tokenizer_2", "scheduler")
+    outputs = [value.role for value in pipeline.component("text_encoder_2").outputs]
+    assert outputs == ["hidden state", "pooled embedding"]
+    config = json.loads((folder / "unet/config.json").read_text())
+    image = Image(height=1024, width=768, batch_size=1, vae_scale_factor=8)
+    inputs = pipeline.component("unet").inputs(config, image, STATIC)
+    shapes = [(2, 4, 128, 96), (1,), (2, TOKENS, 2048), (2, 1280), (2, 6)]
+    assert [value.size for value in inputs] == shapes
+    assert [value.dtype for value in inputs][3:] == ["component", "float32"]
+    with pytest.raises(ConfigError, match="the model has no text_encoder_2") as raised:
+        pipeline_of(ROOT / "conf/architecture/sd14").component("text_encoder_2")
+    assert "text_encoder, unet, vae_decoder" in str(raised.value)
 
 
 def test_the_timestep_is_fp32_in_every_precision() -> None:

@@ -125,8 +125,18 @@ def composed(folder: Path, *overrides: str) -> dict[str, Any]:
     return yaml.safe_load((folder / "params.yaml").read_text())
 
 
-@pytest.mark.parametrize("model", ["tiny", "sd14-synthetic", "sd14"])
-@pytest.mark.parametrize("fleet", sorted(p.stem for p in (ROOT / "conf/fleet").glob("*.yaml")))
+FLEETS = sorted(path.stem for path in (ROOT / "conf/fleet").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
+FITTING = [
+    (fleet, model)
+    for fleet in FLEETS
+    for model in MODELS
+    # One has a second text encoder, the other times its own model at a guidance of 7.5.
+    if (fleet != "sdxl" or model.startswith("sdxl")) and (fleet, model) != ("article", "sdxl-turbo")
+]
+
+
+@pytest.mark.parametrize(("fleet", "model"), FITTING)
 def test_every_fleet_composes_with_every_model(tmp_path: Path, fleet: str, model: str) -> None:
     params = composed(tmp_path, f"fleet={fleet}", f"model={model}")
     check_fleet(params_from_config(params))
@@ -140,6 +150,30 @@ def test_every_fleet_composes_with_every_model(tmp_path: Path, fleet: str, model
         if target["backend"] == "tensorrt" and target["build"]["timing_cache"]
     }
     assert set(params["timing"]) == kept
+
+
+def test_a_component_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    found = problems(composed(tmp_path, "fleet=sdxl", "model=sd15"))
+    for key in ("exports.text_encoder_2-fp16", "engines.rtx40-text_encoder_2"):
+        assert f"{key}: the model sd15 has no text_encoder_2; as a StableDiffusionPipeline" in found
+    assert "it has text_encoder, unet, vae_decoder (conf/fleet/)" in found
+
+
+def test_a_folder_without_a_pipeline_is_refused(params: dict[str, Any], tmp_path: Path) -> None:
+    params["model"]["folder"] = str(tmp_path)
+    assert f"model.folder: {tmp_path} is no diffusers model folder" in problems(params)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    assert "whose pipeline no engines are built for; found FluxPipeline" in problems(params)
+
+
+def test_a_model_without_guidance_is_not_asked_for_it(tmp_path: Path) -> None:
+    params = composed(tmp_path, "fleet=sdxl", "model=sdxl-turbo")
+    check_fleet(params_from_config(params))
+    assert params["reference"]["steps"] == params["generate"]["steps"] == 4
+    params["generate"]["guidance_scale"] = 7.5
+    assert "generate.guidance_scale: the model sdxl-turbo is built without guidance" in problems(
+        params
+    )
 
 
 def test_the_article_is_composed_as_it_was_written(tmp_path: Path) -> None:

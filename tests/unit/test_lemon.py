@@ -206,7 +206,7 @@ def test_a_damaged_engine_misses_the_gates(
 ) -> None:
     engine = engine_of(unet_graph, tmp_path, damage)
     calls = drawn[1].calls[::3]
-    found = [difference(engine(*inputs), output) for *inputs, output in calls]
+    found = [difference(engine(*inputs), output) for inputs, (output,) in calls]
     params = params_from_config(yaml.safe_load((ROOT / "params.yaml").read_text()))
     gates = {name: gate_of(params["validate"], "unet", name) for name in ("fp32", "fp16", "bf16")}
     missed = [name for name, gate in gates.items() if misses_of_component("unet", gate, found)]
@@ -220,7 +220,7 @@ def test_a_doubled_scale_misses_the_gate_of_int8(
     pytest.importorskip("modelopt", reason="ModelOpt has no wheel for this platform")
     params = params_from_config(yaml.safe_load((ROOT / "params.yaml").read_text()))
     settings = params["quantize"].settings("int8")
-    calls = [(tuple(inputs), output) for *inputs, output in drawn[1].calls]
+    calls = drawn[1].calls
     loaded = load(LEMON, "unet", "fp16", image=IMAGE)
     for name in ("raw", "fp16", "int8"):
         (tmp_path / name).mkdir()

@@ -238,9 +238,9 @@ def load(
         def __init__(self) -> None:
             super().__init__()
             self.inputs = [(i.name, _torch_dtype(i.type)) for i in session.get_inputs()]
-            self.output = session.get_outputs()[0]
+            self.outputs = sorted(value.name for value in session.get_outputs())
 
-        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        def forward(self, *tensors: torch.Tensor) -> Any:
             binding = session.io_binding()
             # Held until the run is over: the session has only their addresses.
             held = [
@@ -251,12 +251,13 @@ def load(
                 binding.bind_input(
                     name, provider, 0, _numpy_dtype(dtype), tuple(tensor.shape), tensor.data_ptr()
                 )
-            binding.bind_output(self.output.name, provider)
+            for name in self.outputs:
+                binding.bind_output(name, provider)
             if provider == "cuda":  # the session has a stream of its own
                 torch.cuda.current_stream().synchronize()
             session.run_with_iobinding(binding)
-            output = binding.get_outputs()[0]
-            return torch.utils.dlpack.from_dlpack(output)
+            outputs = tuple(map(torch.utils.dlpack.from_dlpack, binding.get_outputs()))
+            return outputs[0] if len(outputs) == 1 else outputs
 
     return OnnxRuntimeEngine()
 

@@ -16,8 +16,8 @@ from diffusion_engines.errors import HardwareError
 from diffusion_engines.files import read_json, write_json, write_table
 from diffusion_engines.progress import progress, step
 from diffusion_engines.runtime.assemble import target_networks, torch_networks
+from diffusion_engines.runtime.conditioning import Network
 from diffusion_engines.runtime.sampling import (
-    Network,
     Settings,
     Timings,
     initial_latents,
@@ -141,10 +141,12 @@ def _sample_once(
         height=image.height,
         width=image.width,
         vae_scale_factor=image.vae_scale_factor,
+        guidance=image.guidance,
     )
-    noise = initial_latents(model, settings, [benchmark.seed + i for i in range(image.batch_size)])
+    seeds = [benchmark.seed + i for i in range(image.batch_size)]
+    noise = initial_latents(model, settings, seeds)
     prompts = [benchmark.prompt] * image.batch_size
-    return sample(networks, model, settings, prompts, noise, device=device).timings
+    return sample(networks, model, settings, prompts, noise, seeds=seeds, device=device).timings
 
 
 def _sample_for_memory(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from diffusion_engines.components import Dim, TensorSpec
 from diffusion_engines.errors import ExportError
 from diffusion_engines.onnx.graph import (
     MODEL,
-    OUTPUT,
     check_graph,
     first_lines,
     save_with_external_data,
@@ -37,11 +36,12 @@ def export_module(
     exporter: str,
     opset: int,
     patches: list[str],
+    outputs: Sequence[str] = ("output_0",),
     vocabulary: int = 0,
 ) -> None:
     """Write ``model.onnx`` and its weights, ``model.onnx.data``, into ``folder``.
 
-    Inputs and outputs are named ``input_0…`` and ``output_0``: torchtrtc orders an engine's
+    Inputs and outputs are named ``input_0…`` and ``output_0…``: torchtrtc orders an engine's
     bindings by the trailing number. Weights are always external, so that no graph meets protobuf's
     limit of 2 GB.
 
@@ -53,14 +53,15 @@ def export_module(
     write = {"dynamo": _export_dynamo, "torchscript": _export_torchscript}[exporter]
     try:
         with applied(patches), _quiet(), torch.no_grad():
-            write(module, args, specs, folder / MODEL, opset)
+            write(module, args, specs, list(outputs), folder / MODEL, opset)
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
         raise ExportError(
             f"the {exporter} exporter failed at opset {opset}",
             found=f"{type(_root(error)).__name__}: {first_lines(_root(error))}",
             fix=_remedy(error, exporter),
         ) from error
-    check_graph(folder / MODEL, opset=opset, writer=f"the {exporter} exporter")
+    writer = f"the {exporter} exporter"
+    check_graph(folder / MODEL, opset=opset, writer=writer, outputs=len(outputs))
 
 
 def _traceable(spec: TensorSpec) -> TensorSpec:
@@ -78,6 +79,7 @@ def _export_dynamo(
     module: nn.Module,
     args: tuple[torch.Tensor, ...],
     specs: tuple[TensorSpec, ...],
+    outputs: list[str],
     path: Path,
     opset: int,
 ) -> None:
@@ -88,7 +90,7 @@ def _export_dynamo(
         dynamo=True,
         opset_version=opset,
         input_names=[spec.name for spec in specs],
-        output_names=[OUTPUT],
+        output_names=outputs,
         dynamic_shapes=tuple(_torch_dims(spec, dims) for spec in specs)
         if any(spec.dynamic for spec in specs)
         else None,
@@ -121,6 +123,7 @@ def _export_torchscript(
     module: nn.Module,
     args: tuple[torch.Tensor, ...],
     specs: tuple[TensorSpec, ...],
+    outputs: list[str],
     path: Path,
     opset: int,
 ) -> None:
@@ -138,7 +141,7 @@ def _export_torchscript(
         dynamo=False,
         opset_version=opset,
         input_names=[spec.name for spec in specs],
-        output_names=[OUTPUT],
+        output_names=outputs,
         dynamic_axes=open_axes or None,
         do_constant_folding=True,
     )

@@ -10,7 +10,6 @@ from diffusion_engines.errors import ExportError
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
-OUTPUT = "output_0"
 
 # Tensors below this stay in the graph file, where shape inference and parsers look for them.
 _EXTERNAL_BYTES = 1024
@@ -31,8 +30,14 @@ def save_with_external_data(model: onnx.ModelProto, path: Path) -> None:
         data.chmod(path.stat().st_mode)  # onnx keeps it from other users, who share a cache
 
 
-def check_graph(path: Path, *, opset: int, writer: str) -> None:
+def check_graph(path: Path, *, opset: int, writer: str, outputs: int | None = None) -> None:
     """Check the opset, the names, and every type and shape of a graph on disk.
+
+    Args:
+        path: of the graph.
+        opset: that it must have.
+        writer: what wrote it, for errors.
+        outputs: how many it must have, where that is known.
 
     Raises:
         ExportError: see there; the TorchScript exporter writes an invalid fp16 text encoder, and
@@ -58,7 +63,9 @@ def check_graph(path: Path, *, opset: int, writer: str) -> None:
             fix="use export.exporter=dynamo, another export.opset, or another precision",
         ) from error
     names = [value.name for value in (*model.graph.input, *model.graph.output)]
-    expected = [f"input_{i}" for i in range(len(model.graph.input))] + [OUTPUT]
+    count = len(model.graph.output) if outputs is None else outputs
+    expected = [f"input_{i}" for i in range(len(model.graph.input))]
+    expected += [f"output_{i}" for i in range(count)]
     if names != expected:
         raise ExportError(
             "inputs and outputs have other names than engines need",

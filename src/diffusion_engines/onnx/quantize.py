@@ -12,7 +12,6 @@ import gc
 import importlib
 import re
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -362,30 +361,10 @@ def _workshop(source: Path, folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=folder, prefix="work-") as name:
         work = Path(name)
         copy_files(source, work)
-        with mock.patch.object(tempfile, "tempdir", str(work)), _collecting_garbage():
+        with mock.patch.object(tempfile, "tempdir", str(work)):
             yield work
-
-
-@contextlib.contextmanager
-def _collecting_garbage() -> Iterator[None]:
-    """Free what ModelOpt has dropped, every two seconds and at the end.
-
-    Its graphs are cycles of few Python objects and gigabytes of weights. Python collects cycles by
-    the number of objects, so several copies of the weights would pile up.
-    """
-    done = threading.Event()
-
-    def collect() -> None:
-        while not done.wait(2.0):
-            gc.collect()
-
-    thread = threading.Thread(target=collect, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+        # ModelOpt's graphs are cycles of few objects and gigabytes of weights: Python, which counts
+        # objects, would not look for them while the comparison runs.
         gc.collect()
 
 

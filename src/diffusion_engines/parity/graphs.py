@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from diffusion_engines.onnx.session import feeds_of, session_of
-from diffusion_engines.parity.metrics import Difference, difference
+from diffusion_engines.parity.metrics import Difference, worst_difference
 from diffusion_engines.progress import progress, step
-
-Call = tuple[tuple[torch.Tensor, ...], torch.Tensor]
+from diffusion_engines.runtime.recording import Call
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,9 @@ def _differences(path: Path, calls: Sequence[Call], name: str) -> tuple[Differen
     with step(f"compare {name} with the reference"):
         session = session_of(path)
         for tensors, expected in progress(calls, name):
-            (output,) = session.run(None, feeds_of(session.get_inputs(), tensors))
-            found.append(difference(torch.from_numpy(output).float(), expected))
+            feeds = feeds_of(session.get_inputs(), tensors)
+            outputs = session.run([f"output_{i}" for i in range(len(expected))], feeds)
+            found.append(
+                worst_difference([torch.from_numpy(value).float() for value in outputs], expected)
+            )
     return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,23 @@ def difference(output: torch.Tensor, reference: torch.Tensor) -> Difference:
     norm = max(float(y.norm()), 1e-30)
     cosine = float(x @ y) / max(float(x.norm()) * norm, 1e-30)
     return Difference(float((x - y).norm()) / norm, float((x - y).abs().max()), cosine, 0)
+
+
+def worst_difference(
+    outputs: Sequence[torch.Tensor], references: Sequence[torch.Tensor]
+) -> Difference:
+    """Compare the outputs of one call; return the worst of each distance over all of them.
+
+    Raises:
+        ValueError: their number, or a shape, differs.
+    """
+    found = [difference(*pair) for pair in zip(outputs, references, strict=True)]
+    return Difference(
+        rel_l2=max(value.rel_l2 for value in found),
+        max_abs=max(value.max_abs for value in found),
+        cosine=min(value.cosine for value in found),
+        not_finite=sum(value.not_finite for value in found),
+    )
 
 
 def psnr(image: torch.Tensor, reference: torch.Tensor) -> float:

@@ -15,16 +15,17 @@ from diffusion_engines.config import Validate
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.files import read_manifest, write_json, write_table
 from diffusion_engines.parity.gates import gate_of, misses_of_component, misses_of_images
-from diffusion_engines.parity.metrics import Difference, difference, psnr, ssim
+from diffusion_engines.parity.metrics import Difference, psnr, ssim, worst_difference
 from diffusion_engines.progress import progress, step
 from diffusion_engines.runtime.assemble import target_networks
+from diffusion_engines.runtime.conditioning import Network, outputs_of
 from diffusion_engines.runtime.recording import (
     load_settings,
     prompt_batches,
     recorded_calls,
     save_images,
 )
-from diffusion_engines.runtime.sampling import Network, load_model, sample
+from diffusion_engines.runtime.sampling import load_model, sample
 
 # From the precision that costs least: an image is judged by the lowest of its components.
 _PRECISIONS = ("fp32", "fp16-mixed", "fp16", "bf16", "int8", "fp8")
@@ -101,8 +102,8 @@ def component_differences(name: str, network: Network, device: str) -> list[Diff
     found = []
     for inputs, expected in progress(calls, name):
         with torch.no_grad():
-            output = network(*(tensor.to(device) for tensor in inputs))
-        found.append(difference(output.float().cpu(), expected))
+            outputs = outputs_of(network(*(tensor.to(device) for tensor in inputs)))
+        found.append(worst_difference([value.float().cpu() for value in outputs], expected))
     return found
 
 
@@ -125,8 +126,9 @@ def compare_images(
     expected = load_file(layout.REFERENCE / "images.safetensors")["images"]
     model = load_model(layout.WEIGHTS)
     made = []
-    for index, (batch, _) in enumerate(prompt_batches(prompts, seed, batch_size)):
-        result = sample(networks, model, settings, batch, noise[f"{index}.noise"], device=device)
+    for index, (batch, seeds) in enumerate(prompt_batches(prompts, seed, batch_size)):
+        latents = noise[f"{index}.noise"]
+        result = sample(networks, model, settings, batch, latents, seeds=seeds, device=device)
         made.append(result.images.float())
     images = torch.cat(made)[: len(prompts)]
     save_images(images, folder, "image")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_engines import config, layout
-from diffusion_engines.components import COMPONENTS
 from diffusion_engines.files import read_json, read_manifest
 
 _METRICS = ("rel_l2", "max_abs", "cosine", "not_finite")
@@ -316,8 +315,7 @@ def _validation(target: str, reference: Reference) -> Validation:
             gate=found["gates"][name],
             calls=calls.get(name, ()),
         )
-        for name in COMPONENTS
-        if name in found["components"]
+        for name in sorted(found["components"])  # text encoders, UNet, VAE: as they run
     )
     gate = found["image_gate"]
     images = tuple(

@@ -148,8 +148,21 @@ def run_rows(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
 def _speed_text(report: Report, engine: Engine) -> str:
     if engine.target not in report.benchmarks:
         return "not run here"
-    phases = {"unet": "unet_call", "text_encoder": "text_encoding", "vae_decoder": "vae_decoding"}
-    benchmark, phase = report.benchmarks[engine.target], phases[engine.component]
+    benchmark, phase = report.benchmarks[engine.target], _PHASES[engine.component]
     ours = benchmark.median("engines", phase)
     theirs = benchmark.median(benchmark.baseline, phase)
-    return f"{text.number(ours)} ms, {text.ratio(theirs, ours)} PyTorch"
+    # One phase has all encoders of the text.
+    shared = phase == "text_encoding" and any(
+        other.component == "text_encoder_2" for other in report.engines
+    )
+    of = ", both encoders" if shared else ""
+    return f"{text.number(ours)} ms, {text.ratio(theirs, ours)} PyTorch{of}"
+
+
+# What of the latency breakdown each component is.
+_PHASES = {
+    "text_encoder": "text_encoding",
+    "text_encoder_2": "text_encoding",
+    "unet": "unet_call",
+    "vae_decoder": "vae_decoding",
+}

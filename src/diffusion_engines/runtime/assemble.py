@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from diffusion_engines import layout
-from diffusion_engines.components import COMPONENTS
+from diffusion_engines.components import pipeline_of
 from diffusion_engines.config import Engine
 from diffusion_engines.files import read_manifest
 from diffusion_engines.progress import step
 from diffusion_engines.runtime.bundle import load_bundle
+from diffusion_engines.runtime.conditioning import Network
 from diffusion_engines.runtime.networks import load_network, torch_dtype
-from diffusion_engines.runtime.sampling import Network
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,20 @@ class TorchNetwork:
     # The module writes its result where the last one is: CUDA graphs do (torch.compile).
     reuses_output: bool = False
 
-    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """Run the network; timesteps and token ids keep their dtype."""
+    def __call__(self, *tensors: torch.Tensor) -> Any:
+        """Run the network; timesteps, sizes, token ids and the pooled embedding keep their dtype.
+
+        The network itself casts the last of these.
+        """
         cast = (t.to(self.dtype) if t.ndim > 2 else t for t in tensors)
         device = next(self.module.parameters()).device.type
         with torch.no_grad(), torch.autocast(device, torch.float16, enabled=self.autocast):
             output = self.module(*cast)
-        return output.clone() if self.reuses_output else output
+        if not self.reuses_output:
+            return output
+        return (
+            output.clone() if isinstance(output, torch.Tensor) else tuple(map(torch.clone, output))
+        )
 
 
 def torch_networks(
@@ -43,12 +50,12 @@ def torch_networks(
     device: str,
     *,
     weights: Path = layout.WEIGHTS,
-    names: Iterable[str] = tuple(COMPONENTS),
+    names: Iterable[str] | None = None,
     autocast: bool = False,
     compile_mode: str | None = None,
     channels_last: bool = False,
 ) -> dict[str, Network]:
-    """Load components as PyTorch modules, after checking their files.
+    """Load components as PyTorch modules, after checking their files; all where none are named.
 
     Args:
         precision: of weights and inputs.
@@ -61,10 +68,12 @@ def torch_networks(
 
     Raises:
         IntegrityError: a weights file is damaged.
+        ConfigError: the model has no such component.
     """
+    pipeline = pipeline_of(weights)
     networks: dict[str, Network] = {}
-    for name in names:
-        spec = COMPONENTS[name]
+    for name in pipeline.components if names is None else names:
+        spec = pipeline.component(name)
         with step(f"load {name} in PyTorch, {precision}"):
             read_manifest(weights / spec.folder, "weights")
             module: Any = load_network(spec, weights / spec.folder, precision, device)
@@ -100,7 +109,7 @@ def target_networks(
     target: str, components: Mapping[str, str], device: str, *, torch_precision: str = "fp32"
 ) -> dict[str, Network]:
     """Load a target's engines, and PyTorch networks for the components that it has none for."""
-    missing = [name for name in COMPONENTS if name not in components]
+    missing = [name for name in pipeline_of(layout.WEIGHTS).components if name not in components]
     return {
         **engine_networks(target, components, device),
         **torch_networks(torch_precision, device, names=missing),

@@ -33,6 +33,34 @@ class TextEncoder(nn.Module):
         return self.network(input_ids=input_ids, return_dict=False)[0]
 
 
+class PenultimateTextEncoder(nn.Module):
+    """Token ids (batch, 77) to the hidden state before the last layer (batch, 77, hidden)."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Run the network; shapes as above."""
+        return self.network(input_ids=input_ids, output_hidden_states=True).hidden_states[-2]
+
+
+class ProjectedTextEncoder(nn.Module):
+    """Token ids (batch, 77) to the penultimate hidden state and the pooled embedding.
+
+    These are (batch, 77, hidden) and (batch, projection).
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the network; shapes as above."""
+        result = self.network(input_ids=input_ids, output_hidden_states=True)
+        return result.hidden_states[-2], result.text_embeds
+
+
 class UNet(nn.Module):
     """Latents (batch, 4, h, w), timestep (1,), text (batch, 77, c) to noise (batch, 4, h, w)."""
 
@@ -46,6 +74,31 @@ class UNet(nn.Module):
         """Run the network; shapes as above."""
         batched = timestep.expand(latents.shape[0])
         return self.network(latents, batched, text, return_dict=False)[0]
+
+
+class ConditionedUNet(nn.Module):
+    """SDXL's UNet: as :class:`UNet`, with a pooled embedding (batch, p) and sizes (batch, 6)."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        text: torch.Tensor,
+        pooled: torch.Tensor,
+        sizes: torch.Tensor,
+    ) -> torch.Tensor:
+        """Run the network; shapes as above."""
+        batched = timestep.expand(latents.shape[0])
+        # The network puts the pooled embedding beside sinusoids of the sizes, which are fp32.
+        # PyTorch promotes; the exporter would write a Concat of two types, which is invalid.
+        conditions = {"text_embeds": pooled.to(sizes.dtype), "time_ids": sizes}
+        return self.network(
+            latents, batched, text, added_cond_kwargs=conditions, return_dict=False
+        )[0]
 
 
 class VAEDecoder(nn.Module):
@@ -62,7 +115,17 @@ class VAEDecoder(nn.Module):
         return self.decoder(self.post_quant_conv(latents))
 
 
-_MODULES = {"text_encoder": TextEncoder, "unet": UNet, "vae_decoder": VAEDecoder}
+_MODULES = {
+    module.__name__: module
+    for module in (
+        TextEncoder,
+        PenultimateTextEncoder,
+        ProjectedTextEncoder,
+        UNet,
+        ConditionedUNet,
+        VAEDecoder,
+    )
+}
 
 
 def network_class(spec: ComponentSpec) -> Any:
@@ -88,7 +151,7 @@ def load_network(
     network = network_class(spec).from_pretrained(
         folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=True, **dtype
     )
-    module = _MODULES[spec.name](network)
+    module = _MODULES[spec.module](network)
     return module.eval().requires_grad_(False).to(device)
 
 
@@ -100,7 +163,10 @@ def torch_dtype(name: str) -> torch.dtype:
 def example_inputs(
     specs: tuple[TensorSpec, ...], precision: str, *, vocabulary: int = 0, seed: int = 0
 ) -> tuple[torch.Tensor, ...]:
-    """Return seeded inputs of the right shapes and dtypes: noise, a timestep, token ids."""
+    """Return seeded inputs of the right shapes and dtypes: noise, a timestep, token ids.
+
+    Sizes are those of a picture of 512×512 pixels.
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors = []
     for spec in specs:
@@ -108,6 +174,9 @@ def example_inputs(
             tensors.append(torch.randint(vocabulary, spec.size, generator=generator))
         elif spec.role == "timestep":
             tensors.append(torch.full(spec.size, 999.0))
+        elif spec.role == "sizes":
+            size = torch.tensor([512.0, 512.0, 0.0, 0.0, 512.0, 512.0])
+            tensors.append(size.repeat(spec.size[0], 1))
         else:
             dtype = _DTYPES[precision if spec.dtype == "component" else spec.dtype]
             tensors.append(torch.randn(spec.size, generator=generator).to(dtype))

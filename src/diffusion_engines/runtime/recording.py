@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffusion_engines.files import read_json, write_json
+from diffusion_engines.runtime.conditioning import Network, outputs_of
 from diffusion_engines.runtime.sampling import (
     Model,
-    Network,
     Settings,
     decode,
     initial_latents,
@@ -25,37 +25,48 @@ _SETTINGS = "settings.json"
 T = TypeVar("T")
 
 
+# The inputs and the outputs of one call of a network.
+Call = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
+
+
 class Recorder:
-    """A network that keeps the inputs and the output of every call."""
+    """A network that keeps the inputs and the outputs of every call."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self.calls: list[tuple[torch.Tensor, ...]] = []
+        self.calls: list[Call] = []
 
-    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+    def __call__(self, *tensors: torch.Tensor) -> Any:
         """Run the network and record the call."""
-        output = self.network(*tensors)
-        self.calls.append((*(t.detach().cpu().clone() for t in tensors), output.cpu().clone()))
-        return output
+        result = self.network(*tensors)
+        self.calls.append((_kept(tensors), _kept(outputs_of(result))))
+        return result
 
     def save(self, path: Path) -> None:
-        """Write all calls: ``<call>.input_0 …`` and ``<call>.output_0``."""
-        tensors = {}
-        for index, (*inputs, output) in enumerate(self.calls):
-            for number, tensor in enumerate(inputs):
-                tensors[f"{index}.input_{number}"] = tensor.contiguous()
-            tensors[f"{index}.output_0"] = output.contiguous()
+        """Write all calls: ``<call>.input_0 …`` and ``<call>.output_0 …``."""
+        tensors = {
+            f"{index}.{kind}_{number}": tensor
+            for index, call in enumerate(self.calls)
+            for kind, values in zip(("input", "output"), call, strict=True)
+            for number, tensor in enumerate(values)
+        }
         save_file(tensors, path)
 
 
-def recorded_calls(path: Path) -> list[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
-    """Return the inputs and the output of every recorded call, in order."""
+def _kept(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    return tuple(tensor.detach().cpu().clone().contiguous() for tensor in tensors)
+
+
+def recorded_calls(path: Path) -> list[Call]:
+    """Return the inputs and the outputs of every recorded call, in order."""
     tensors = load_file(path)
-    calls = []
-    for index in range(sum(name.endswith(".output_0") for name in tensors)):
-        names = sorted(n for n in tensors if n.startswith(f"{index}.input_"))
-        calls.append((tuple(tensors[n] for n in names), tensors[f"{index}.output_0"]))
-    return calls
+
+    def values(index: int, kind: str) -> tuple[torch.Tensor, ...]:
+        names = sorted(name for name in tensors if name.startswith(f"{index}.{kind}_"))
+        return tuple(tensors[name] for name in names)
+
+    count = sum(name.endswith(".output_0") for name in tensors)
+    return [(values(index, "input"), values(index, "output")) for index in range(count)]
 
 
 def spread(values: Sequence[T], count: int | None) -> list[T]:
@@ -99,7 +110,9 @@ def record_reference(
     first: list[torch.Tensor] = []
     for index, (batch, seeds) in enumerate(prompt_batches(prompts, seed, batch_size)):
         noise = initial_latents(model, settings, seeds)
-        result = sample(recorders, model, settings, batch, noise, description=batch[0][:40])
+        result = sample(
+            recorders, model, settings, batch, noise, seeds=seeds, description=batch[0][:40]
+        )
         latents[f"{index}.noise"] = noise
         latents[f"{index}.trajectory"] = torch.stack(result.latents)
         images.append(result.images)

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffusion_engines.components import TOKENS
+from diffusion_engines.errors import ConfigError
+from diffusion_engines.files import read_json
 from diffusion_engines.progress import progress
+from diffusion_engines.runtime.conditioning import (
+    Conditioning,
+    Network,
+    encode,
+    load_conditioning,
+)
 
-# One component: tensors in (those of its ComponentSpec), one tensor out.
-Network = Callable[..., torch.Tensor]
-
-_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+# By their names in conf/: diffusers' class, and what it is asked for beyond the model's config.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lms": ("LMSDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
     "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "ddim": ("DDIMScheduler", {}),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
 }
+# They add noise at every step.
+_STOCHASTIC = ("euler_ancestral", "lcm")
 
 
 @dataclass(frozen=True)
 class Model:
     """What sampling needs of a diffusers model besides its networks."""
 
-    tokenizer: Any
+    conditioning: Conditioning
     scheduler_config: Mapping[str, Any]
     scaling_factor: float
     latent_channels: int
@@ -38,7 +47,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Settings:
-    """One sampling run; ``height`` and ``width`` in pixels, ``guidance_scale`` 1 is none."""
+    """One sampling run; ``height`` and ``width`` in pixels, ``guidance_scale`` 1 is none.
+
+    ``guidance`` says whether the UNet gets both halves of classifier-free guidance, for which its
+    engine is built, at any scale.
+
+    Raises:
+        ConfigError: a guidance scale is asked for without the half that it takes.
+    """
 
     scheduler: str
     steps: int
@@ -47,6 +63,16 @@ class Settings:
     width: int
     vae_scale_factor: int = 8
     negative_prompt: str = ""
+    guidance: bool = True
+
+    def __post_init__(self) -> None:
+        if self.guidance_scale > 1.0 and not self.guidance:
+            raise ConfigError(
+                "guidance_scale: the model's engines are built without classifier-free guidance",
+                expected="1.0",
+                found=str(self.guidance_scale),
+                fix="set it to 1.0; or image.guidance=true (conf/model/), which doubles the work",
+            )
 
 
 @dataclass
@@ -85,23 +111,25 @@ class Sample:
 
 
 def load_model(weights: Path) -> Model:
-    """Read tokenizer, scheduler and VAE settings from a diffusers folder."""
-    from transformers import CLIPTokenizer
-
-    vae = json.loads((weights / "vae" / "config.json").read_text())
+    """Read tokenizers, scheduler and VAE settings from a diffusers folder."""
+    vae = read_json(weights / "vae" / "config.json")
     return Model(
-        tokenizer=CLIPTokenizer.from_pretrained(weights / "tokenizer"),
-        scheduler_config=json.loads((weights / "scheduler" / "scheduler_config.json").read_text()),
+        conditioning=load_conditioning(weights),
+        scheduler_config=read_json(weights / "scheduler" / "scheduler_config.json"),
         scaling_factor=vae["scaling_factor"],
         latent_channels=vae["latent_channels"],
     )
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
-    """Return a diffusers scheduler with the noise schedule that a model was trained with."""
+    """Return a diffusers scheduler with the noise schedule that a model was trained with.
+
+    What the UNet predicts (``prediction_type``) and which timesteps are used
+    (``timestep_spacing``) come from the model's config, too.
+    """
     import diffusers
 
-    class_name, options = _SCHEDULERS[name]
+    class_name, options = SCHEDULERS[name]
     return getattr(diffusers, class_name).from_config(config, **options)
 
 
@@ -126,52 +154,55 @@ def sample(
     prompts: list[str],
     latents: torch.Tensor,
     *,
+    seeds: Sequence[int] | None = None,
     device: str = "cpu",
     description: str = "denoise",
 ) -> Sample:
-    """Run text encoder, denoising loop and VAE decoder, as StableDiffusionPipeline does.
+    """Run text encoders, denoising loop and VAE decoder, as diffusers' pipelines do.
 
     Latents stay in fp32 between the steps; each network casts to the precision that it takes.
 
     Args:
-        networks: ``text_encoder``, ``unet``, ``vae_decoder``; see ``components.py``.
-        model: tokenizer, noise schedule, VAE settings.
+        networks: the components of the model's pipeline, by name; see ``components.py``.
+        model: tokenizers, noise schedule, VAE settings.
         settings: scheduler, steps, guidance, size.
         prompts: as many as ``latents`` has rows.
         latents: standard normal noise (batch, channels, h, w), as of :func:`initial_latents`.
+        seeds: of the images, as for the latents: schedulers that add noise draw it from the same
+            generators.
         device: where the networks expect their inputs.
         description: shown on the progress bar.
+
+    Raises:
+        ConfigError: the scheduler adds noise, and there are no seeds to draw it from.
     """
     scheduler = make_scheduler(settings.scheduler, model.scheduler_config)
     scheduler.set_timesteps(settings.steps, device=device)
     timings = Timings()
-    guided = settings.guidance_scale > 1.0
     now = _clock(device)
 
     started = now()
-    # One call per half, as diffusers does: an engine's batch is the number of images.
-    text = _encode(networks["text_encoder"], model, prompts, device)
-    negative = _encode(
-        networks["text_encoder"], model, [settings.negative_prompt] * len(prompts), device
-    )
-    text = torch.cat([negative, text])
+    negative = settings.negative_prompt if settings.guidance else None
+    size = (settings.height, settings.width)
+    conditions = encode(networks, model.conditioning, prompts, negative, size, device)
     timings.text_encoding = now() - started
 
     started = now()
+    options = _step_options(scheduler, settings, seeds, latents)
     latents = latents.to(device) * scheduler.init_noise_sigma
     trajectory = [latents.float().cpu()]
     for timestep in progress(scheduler.timesteps, description):
-        # Without guidance both halves still run: engines have the batch size of two halves.
-        doubled = scheduler.scale_model_input(torch.cat([latents, latents]), timestep)
+        # With a scale of 1 both halves still run: engines have the batch size of two halves.
+        rows = torch.cat([latents, latents]) if settings.guidance else latents
+        rows = scheduler.scale_model_input(rows, timestep)
         step_timestep = timestep.reshape(1).to(torch.float32)
         unet_started = now()
-        noise = networks["unet"](doubled, step_timestep, text)
+        noise = networks["unet"](rows, step_timestep, *conditions)
         timings.unet.append(now() - unet_started)
-        unconditional, conditional = noise.float().chunk(2)
-        if guided:
-            difference = conditional - unconditional
-            conditional = unconditional + settings.guidance_scale * difference
-        latents = scheduler.step(conditional, timestep, latents).prev_sample
+        noise = noise.float()
+        if settings.guidance:
+            noise = _guided(noise, settings.guidance_scale)
+        latents = scheduler.step(noise, timestep, latents, **options).prev_sample
         trajectory.append(latents.float().cpu())
     timings.denoising_loop = now() - started
 
@@ -190,11 +221,34 @@ def decode(vae_decoder: Network, model: Model, latents: torch.Tensor) -> torch.T
     return (decoded / 2 + 0.5).clamp(0, 1)
 
 
-def _encode(text_encoder: Network, model: Model, prompts: list[str], device: str) -> torch.Tensor:
-    tokens = model.tokenizer(
-        prompts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
-    )
-    return text_encoder(tokens.input_ids.to(device))
+def _guided(noise: torch.Tensor, scale: float) -> torch.Tensor:
+    """Combine the two halves of classifier-free guidance; a scale up to 1 is none."""
+    unconditional, conditional = noise.chunk(2)
+    if scale <= 1.0:
+        return conditional
+    return unconditional + scale * (conditional - unconditional)
+
+
+def _step_options(
+    scheduler: Any, settings: Settings, seeds: Sequence[int] | None, latents: torch.Tensor
+) -> dict[str, Any]:
+    """Return what a scheduler's ``step`` takes besides: the generator of each image.
+
+    Each has drawn the image's initial noise, and is the CPU's; so an image repeats in any batch
+    and on any device, and is the one that a diffusers pipeline makes with that generator.
+    """
+    if seeds is None:
+        if settings.scheduler in _STOCHASTIC:
+            raise ConfigError(
+                f"the scheduler {settings.scheduler} adds noise, which needs the images' seeds"
+            )
+        return {}
+    if "generator" not in inspect.signature(scheduler.step).parameters:
+        return {}
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for generator in generators:
+        torch.randn(latents.shape[1:], generator=generator)
+    return {"generator": generators}
 
 
 def _clock(device: str) -> Callable[[], float]:

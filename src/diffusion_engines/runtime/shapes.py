@@ -20,6 +20,8 @@ _AXES = {
     "latents": ("batch", "channels", "height", "width"),
     "timestep": ("steps",),
     "text embeddings": ("batch", "tokens", "features"),
+    "pooled embedding": ("batch", "features"),
+    "sizes": ("batch", "numbers"),
 }
 
 
@@ -106,8 +108,8 @@ class CheckedEngine(torch.nn.Module):
         self.inputs = input_sizes(manifest["inputs"])
         self.pixels_per_latent: int | None = None
 
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """Run the engine.
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        """Run the engine; return its output, or a tuple of several.
 
         Raises:
             ShapeError: a tensor has a size outside of what the engine was built for.
@@ -145,11 +147,14 @@ class CheckedEngine(torch.nn.Module):
         return f" ({axis.scaled(self.pixels_per_latent)} pixels)"
 
     def _fix(self, names: Sequence[str]) -> str:
-        rows = (
-            "the UNet gets two rows per image, for the guidance: ask for fewer images per call"
-            if self.manifest["component"] == "unet"
-            else "ask for fewer prompts or images per call"
-        )
+        rows = "ask for fewer prompts or images per call"
+        if self.manifest["component"] == "unet":
+            rows = (
+                "the UNet gets two rows per image, for the guidance: ask for fewer images per call"
+                if self.manifest.get("guidance", True)
+                else "the UNet was built without guidance and gets one row per image: call the\n"
+                "pipeline with guidance_scale=1, or ask for fewer images per call"
+            )
         return (
             (f"{rows};\n" if "batch" in names else "ask for a size in this range;\n")
             + 'or build an engine for several sizes: `make repro ARGS="export=dynamic"`, with the\n'

@@ -8,6 +8,8 @@ whatever the engine computes in: latents lose nothing between the steps.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from diffusion_engines.errors import ConfigError, HardwareError
 from diffusion_engines.runtime.bundle import engine_device, is_device
+from diffusion_engines.runtime.conditioning import outputs_of
 from diffusion_engines.runtime.shapes import CheckedEngine
 
 FrozenDict: Any = configuration_utils.FrozenDict  # untyped in diffusers
@@ -94,14 +97,76 @@ class TextEncoder(EngineModule):
         return BaseModelOutputWithPooling(last_hidden_state=hidden) if return_dict else (hidden,)
 
 
+class _PenultimateAlone(tuple[torch.Tensor]):
+    """The hidden states of a text encoder whose engine returns the penultimate one alone."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if index != -2:
+            raise ConfigError(
+                "the text encoder's engine returns the penultimate hidden state alone",
+                expected="hidden_states[-2]",
+                found=f"hidden_states[{index}]",
+                fix="call the pipeline without clip_skip",
+            )
+        return super().__getitem__(0)
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """What StableDiffusionXLPipeline reads of a text encoder: ``[0]`` and ``hidden_states[-2]``."""
+
+    first: torch.Tensor
+    hidden_states: _PenultimateAlone
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return (self.first,)[index]
+
+
+class PenultimateTextEncoder(EngineModule):
+    """A text encoder of SDXL: token ids (batch, 77) to the penultimate hidden state.
+
+    The second one also gives the pooled embedding, which the pipeline looks for at ``[0]``.
+    """
+
+    def __init__(self, engine: CheckedEngine, config: Mapping[str, Any]) -> None:
+        super().__init__(engine, CLIPTextConfig.from_dict(dict(config)))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool = True,
+        **unused: Any,
+    ) -> EncodedText:
+        """Run the engine.
+
+        Raises:
+            ConfigError: a mask or another hidden state (``clip_skip``) is asked for.
+            ShapeError: the batch is not one that the engine was built for.
+        """
+        _refuse(self.engine, attention_mask=attention_mask, **unused)
+        hidden, *pooled = (value.float() for value in outputs_of(self.engine(input_ids)))
+        return EncodedText(pooled[0] if pooled else hidden, _PenultimateAlone((hidden,)))
+
+
 class UNet(EngineModule):
-    """A denoiser: latents (batch, 4, h, w), timestep, text (batch, 77, c) to noise like latents."""
+    """A denoiser: latents (batch, 4, h, w), timestep, text (batch, 77, c) to noise like latents.
+
+    SDXL's also takes a pooled embedding (batch, p) and sizes (batch, 6).
+    """
 
     def __init__(self, engine: CheckedEngine, config: Mapping[str, Any]) -> None:
         latents = engine.inputs[0]
-        # The default size of a pipeline is that of its UNet.
-        size = [latents.axis("height").usual, latents.axis("width").usual]
+        height, width = latents.axis("height").usual, latents.axis("width").usual
+        # The default size of a pipeline is that of its UNet; SDXL's pipeline knows squares alone.
+        self.sized = len(engine.inputs) > 3
+        size = height if self.sized else [height, width]
         super().__init__(engine, FrozenDict({**config, "sample_size": size}))
+        if self.sized:
+            # Where SDXL's pipeline looks up how long the conditions are.
+            features = config["projection_class_embeddings_input_dim"]
+            linear = SimpleNamespace(in_features=features)
+            self.add_embedding = SimpleNamespace(linear_1=linear)
 
     def forward(
         self,
@@ -109,6 +174,7 @@ class UNet(EngineModule):
         timestep: torch.Tensor | float,
         encoder_hidden_states: torch.Tensor,
         *,
+        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
         return_dict: bool = True,
         **unused: Any,
     ) -> Any:
@@ -118,6 +184,13 @@ class UNet(EngineModule):
             ConfigError: a condition is given that the engine has no input for.
             ShapeError: the size or batch is not one that the engine was built for.
         """
+        conditions = [encoder_hidden_states]
+        if self.sized:
+            added = dict(added_cond_kwargs or {})
+            conditions += [added.pop("text_embeds"), added.pop("time_ids")]
+            unused |= added
+        else:
+            unused["added_cond_kwargs"] = added_cond_kwargs
         _refuse(self.engine, **unused)
         step = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1)
         if len(step) > 1 and not bool((step == step[0]).all()):
@@ -125,12 +198,11 @@ class UNet(EngineModule):
                 f"the engine {self.engine.name} takes one timestep per call", found=str(step)
             )
         rows, allowed = len(sample), self.engine.inputs[0].axis("batch")
-        # An engine is built for the two halves of classifier-free guidance. Without guidance a
+        # Most engines are built for the two halves of classifier-free guidance. Without guidance a
         # pipeline sends one half; it runs twice, which an engine of a fixed batch does anyway.
         repeats = 2 if rows not in allowed and 2 * rows in allowed else 1
-        noise = self.engine(
-            sample.repeat(repeats, 1, 1, 1), step[:1], encoder_hidden_states.repeat(repeats, 1, 1)
-        )
+        latents, *conditions = (torch.cat([value] * repeats) for value in (sample, *conditions))
+        noise = self.engine(latents, step[:1], *conditions)
         noise = noise[:rows].float()
         return UNet2DConditionOutput(sample=noise) if return_dict else (noise,)
 
@@ -151,6 +223,17 @@ class VAEDecoder(EngineModule):
         return DecoderOutput(sample=images) if return_dict else (images,)
 
     forward = decode
+
+
+# By the module of the component's ComponentSpec.
+ADAPTERS: dict[str, type[EngineModule]] = {
+    "TextEncoder": TextEncoder,
+    "PenultimateTextEncoder": PenultimateTextEncoder,
+    "ProjectedTextEncoder": PenultimateTextEncoder,
+    "UNet": UNet,
+    "ConditionedUNet": UNet,
+    "VAEDecoder": VAEDecoder,
+}
 
 
 def _refuse(engine: CheckedEngine, **conditions: Any) -> None:

@@ -24,10 +24,10 @@ from diffusion_engines.fingerprint import machine
 from diffusion_engines.progress import step
 from diffusion_engines.report.images import write_trajectory
 from diffusion_engines.runtime.assemble import target_networks
+from diffusion_engines.runtime.conditioning import Network
 from diffusion_engines.runtime.recording import picture, prompt_batches, save_images, spread
 from diffusion_engines.runtime.sampling import (
     Model,
-    Network,
     Sample,
     Settings,
     decode,
@@ -79,6 +79,7 @@ def generate_images(
         width=generate.width or image.width,
         vae_scale_factor=image.vae_scale_factor,
         negative_prompt=generate.negative_prompt,
+        guidance=image.guidance,
     )
     check_size(networks, settings)
     prompts = [prompt for prompt in generate.prompts for _ in range(generate.images_per_prompt)]
@@ -98,7 +99,14 @@ def generate_images(
         label = f"{first + 1} to {first + count}" if count > 1 else f"{first + 1}"
         with step(f"image {label} of {len(prompts)}, {settings.steps} steps"):
             result = sample(
-                networks, model, settings, batch, noise, device=device, description=batch[0][:40]
+                networks,
+                model,
+                settings,
+                batch,
+                noise,
+                seeds=seeds,
+                device=device,
+                description=batch[0][:40],
             )
         for row in range(count):
             details = {"prompt": batch[row], "seed": seeds[row], **common}
@@ -143,7 +151,8 @@ def images_per_call(networks: Mapping[str, Network], image: ImageSettings, wante
     low, high = 1, wanted
     for name, network in networks.items():
         if (sizes := _axis(network, "batch")) is not None:
-            rows = 2 if name == "unet" else 1  # the two halves of classifier-free guidance
+            # The two halves of classifier-free guidance.
+            rows = 2 if name == "unet" and image.guidance else 1
             low, high = max(low, sizes.low // rows), min(high, sizes.high // rows)
     if all(not isinstance(network, CheckedEngine) for network in networks.values()):
         high = min(high, image.batch_size)  # nothing but memory limits PyTorch

@@ -10,19 +10,16 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_engines.errors import ConfigError, HardwareError, IntegrityError
+from diffusion_engines.components import STABLE_DIFFUSION_XL, pipeline_of
+from diffusion_engines.errors import HardwareError, IntegrityError
 from diffusion_engines.files import MANIFEST, read_json, read_manifest
 from diffusion_engines.runtime.bundle import engine_device, is_device, load_bundle
 from diffusion_engines.serve.pack import PIPELINE
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     from diffusion_engines.runtime.shapes import CheckedEngine
-
-# The engines that a diffusers pipeline is made of.
-_COMPONENTS = {"StableDiffusionPipeline": ("text_encoder", "unet", "vae_decoder")}
-_NETWORKS = ("text_encoder", "unet", "vae")
 
 
 def load_component(folder: str | PathLike[str], device: str | None = None) -> CheckedEngine:
@@ -50,11 +47,12 @@ def load_component(folder: str | PathLike[str], device: str | None = None) -> Ch
 
 def load_pipeline(
     folder: str | PathLike[str], device: str | None = None
-) -> StableDiffusionPipeline:
-    """Return a diffusers pipeline whose text encoder, UNet and VAE decoder are engines.
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """Return a diffusers pipeline whose text encoders, UNet and VAE decoder are engines.
 
-    Scheduler and tokenizer are the model's own; a pipeline's usual attributes can be replaced, as
-    in ``pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)``. Between the
+    It is of the model's own class. Scheduler and tokenizers are the model's, too; a pipeline's
+    usual attributes can be replaced, as in
+    ``pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)``. Between the
     networks everything is fp32; each engine casts to the precision that it computes in. Sizes
     default to those that the engines were built around.
 
@@ -69,41 +67,39 @@ def load_pipeline(
         FingerprintError, HardwareError: as of :func:`load_component`.
         ShapeError: of a call with a size or batch that the engines were not built for.
     """
-    from transformers import CLIPTokenizer
-
-    from diffusion_engines.serve.adapters import TextEncoder, UNet, VAEDecoder
+    from diffusion_engines.runtime.conditioning import load_conditioning
+    from diffusion_engines.serve.adapters import ADAPTERS
 
     diffusers: Any = importlib.import_module("diffusers")  # untyped
     folder = Path(folder)
     rest = folder / PIPELINE
     packed = read_manifest(rest, "pipeline")
-    index = read_json(rest / "model_index.json")
-    if (kind := index["_class_name"]) not in _COMPONENTS:
-        raise ConfigError(
-            f"{folder} is of a model that has another pipeline",
-            expected=" or ".join(_COMPONENTS),
-            found=kind,
-            fix="load its engines with load_component",
-        )
-    check_complete(folder, _COMPONENTS[kind])
-    configs = {name: read_json(rest / name / "config.json") for name in _NETWORKS}
-    engines = {}
-    for name in _COMPONENTS[kind]:
+    pipeline = pipeline_of(rest)
+    check_complete(folder, tuple(pipeline.components))
+    configs = {
+        name: read_json(rest / spec.folder / "config.json")
+        for name, spec in pipeline.components.items()
+    }
+    modules: dict[str, Any] = {}
+    for name, spec in pipeline.components.items():
         engine = load_component(folder / name, device)
         _check_model(folder, engine.manifest, packed)
-        engine.pixels_per_latent = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
-        engines[name] = engine
+        engine.pixels_per_latent = 2 ** (len(configs["vae_decoder"]["block_out_channels"]) - 1)
+        modules[spec.folder] = ADAPTERS[spec.module](engine, configs[name])
+    conditioning = load_conditioning(rest)
+    for encoder, tokenizer in conditioning.tokenizers.items():
+        modules[pipeline.tokenizers[encoder]] = tokenizer
     scheduler = read_json(rest / "scheduler" / "scheduler_config.json")
-    return diffusers.StableDiffusionPipeline(
-        vae=VAEDecoder(engines["vae_decoder"], configs["vae"]),
-        text_encoder=TextEncoder(engines["text_encoder"], configs["text_encoder"]),
-        tokenizer=CLIPTokenizer.from_pretrained(rest / "tokenizer"),
-        unet=UNet(engines["unet"], configs["unet"]),
-        scheduler=getattr(diffusers, scheduler["_class_name"]).from_config(scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    modules["scheduler"] = getattr(diffusers, scheduler["_class_name"]).from_config(scheduler)
+    options: dict[str, Any] = {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+    if pipeline is STABLE_DIFFUSION_XL:
+        zeros = conditioning.zeros_for_empty_prompt
+        options = {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
+    return getattr(diffusers, pipeline.class_name)(**modules, **options)
 
 
 def check_complete(folder: Path, components: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
-from diffusion_engines.components import COMPONENTS
+from diffusion_engines.components import check_unet, pipeline_of
 from diffusion_engines.errors import ConfigError, WeightsError
 
 # What a text-to-image pipeline needs of a diffusers folder. Safetensors only: the pickles beside
@@ -16,6 +16,7 @@ WANTED = (
     "model_index.json",
     "scheduler/scheduler_config.json",
     "tokenizer/*",
+    "tokenizer_2/*",
     "*/config.json",
     "unet/diffusion_pytorch_model.safetensors*",
     "unet/diffusion_pytorch_model-*-of-*.safetensors",
@@ -23,8 +24,9 @@ WANTED = (
     "vae/diffusion_pytorch_model-*-of-*.safetensors",
     "text_encoder/model.safetensors*",
     "text_encoder/model-*-of-*.safetensors",
+    "text_encoder_2/model.safetensors*",
+    "text_encoder_2/model-*-of-*.safetensors",
 )
-FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 def copy_from_hub(repo: str, revision: str, destination: Path) -> None:
@@ -100,7 +102,7 @@ def copy_from_folder(source: Path, destination: Path) -> None:
     if not (source / "model_index.json").is_file():
         raise WeightsError(
             f"{source} is no diffusers model folder",
-            expected=f"model_index.json and the folders {', '.join(FOLDERS)}",
+            expected="model_index.json and the folders that it names",
             found="nothing" if not source.is_dir() else _listing(source),
             fix="correct model.folder in conf/model/; a single-file checkpoint becomes such a\n"
             "folder with diffusers' StableDiffusionPipeline.from_single_file(…).save_pretrained(…)",
@@ -131,7 +133,7 @@ def fill_with_random_weights(
 
     copy_from_folder(architecture, destination)
     default_dtype = torch.get_default_dtype()
-    for spec in COMPONENTS.values():
+    for spec in pipeline_of(destination).components.values():
         folder = destination / spec.folder
         config = load_architecture(folder)
         cls = network_class(spec)
@@ -146,6 +148,16 @@ def fill_with_random_weights(
         finally:
             torch.set_default_dtype(default_dtype)
         network.save_pretrained(folder, safe_serialization=True, max_shard_size="5GB")
+
+
+def check_conditions(folder: Path) -> None:
+    """Check that the UNet takes the conditions of the model's pipeline, and no others.
+
+    Raises:
+        ConfigError: it takes others.
+    """
+    architecture = json.loads((folder / "unet" / "config.json").read_text())
+    check_unet(architecture, pipeline_of(folder))
 
 
 def check_scale_factor(folder: Path, expected: int) -> None:

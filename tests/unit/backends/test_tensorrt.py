@@ -200,16 +200,18 @@ def test_a_tensorrt_before_8_6_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     assert "found:    8.5.3" in str(raised.value)
 
 
-def test_inputs_are_in_the_order_of_their_numbers() -> None:
+def test_bindings_are_in_the_order_of_their_numbers() -> None:
     modes = SimpleNamespace(INPUT="in", OUTPUT="out")
-    names = ["input_10", "output_0", "input_2", "input_0"]
+    names = ["input_10", "output_1", "output_0", "input_2", "input_0"]
     engine = SimpleNamespace(
         num_io_tensors=len(names),
         get_tensor_name=lambda index: names[index],
         get_tensor_mode=lambda name: "out" if name.startswith("out") else "in",
     )
     trt = SimpleNamespace(TensorIOMode=modes)
-    assert binding_names(trt, engine) == (["input_0", "input_2", "input_10"], "output_0")
+    inputs, outputs = binding_names(trt, engine)
+    assert inputs == ["input_0", "input_2", "input_10"]
+    assert outputs == ["output_0", "output_1"]
 
 
 def manifest(**build: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from diffusion_engines.backends import backend
-from diffusion_engines.components import COMPONENTS
 from diffusion_engines.compose import compose_params
 from diffusion_engines.config import (
     Export,
@@ -25,7 +24,7 @@ from diffusion_engines.config import (
 from diffusion_engines.errors import ExportError
 from diffusion_engines.fleet import BF16_OPSET, OPSETS, OPSETS_WITH_EXPLICIT_ATTENTION
 from diffusion_engines.onnx.export import export_module
-from tests.conftest import ROOT, STATIC, load
+from tests.conftest import COMPONENTS, ROOT, STATIC, load
 
 ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none"))
 OPTIONS = sorted(path.stem for path in (ROOT / "conf/export").glob("*.yaml"))

@@ -12,7 +12,6 @@ import torch
 from onnx import TensorProto, helper
 from torch.nn import functional
 
-from diffusion_engines.components import COMPONENTS
 from diffusion_engines.config import Dynamic
 from diffusion_engines.errors import ConfigError, ExportError
 from diffusion_engines.onnx.export import export_module
@@ -21,7 +20,7 @@ from diffusion_engines.onnx.operators import graph_statistics, render
 from diffusion_engines.onnx.patches import applied
 from diffusion_engines.onnx.simplify import check_same_results, simplify_graph
 from diffusion_engines.runtime.networks import example_inputs
-from tests.conftest import Loaded, load
+from tests.conftest import COMPONENTS, Loaded, load
 
 PATCHES = ["explicit_attention"]
 OPEN = Dynamic(batch_size=[1, 4], height=[64, 768], width=[64, 768])

@@ -15,7 +15,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from diffusion_engines.backends import backend
-from diffusion_engines.components import COMPONENTS
 from diffusion_engines.config import (
     EightBit,
     Mixed,
@@ -42,7 +41,7 @@ from diffusion_engines.parity.graphs import GraphParity, compare_graphs
 from diffusion_engines.parity.metrics import Difference
 from diffusion_engines.runtime.networks import example_inputs
 from diffusion_engines.runtime.recording import spread
-from tests.conftest import Loaded, load
+from tests.conftest import COMPONENTS, Loaded, load
 
 RTX = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "layer_names_only"))
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all"))

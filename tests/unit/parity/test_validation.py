@@ -18,7 +18,6 @@ from onnx import numpy_helper
 
 from diffusion_engines import layout
 from diffusion_engines.backends import backend
-from diffusion_engines.components import COMPONENTS
 from diffusion_engines.config import (
     OnnxRuntimeBuild,
     OnnxRuntimeTarget,
@@ -35,7 +34,7 @@ from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.bundle import wrap_engine
 from diffusion_engines.runtime.recording import record_reference
-from tests.conftest import ROOT, load
+from tests.conftest import COMPONENTS, ROOT, load
 
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all"))
 ALL = dict.fromkeys(COMPONENTS, "fp32")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 
 import pytest
 import torch
 
+from diffusion_engines.config import SchedulerName
+from diffusion_engines.errors import ConfigError
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.recording import (
@@ -20,7 +23,7 @@ PROMPT = "A big banana leaf with lemons in front of it"
 SETTINGS = sampling.Settings("lms", 4, 7.5, 128, 128, negative_prompt="blurry")
 
 
-@pytest.mark.parametrize("scheduler", ["lms", "pndm", "euler", "dpmpp_2m", "ddim"])
+@pytest.mark.parametrize("scheduler", typing.get_args(SchedulerName))
 def test_images_are_those_of_diffusers(tiny_weights: Path, scheduler: str) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -36,11 +39,12 @@ def test_images_are_those_of_diffusers(tiny_weights: Path, scheduler: str) -> No
             negative_prompt="blurry",
             num_inference_steps=4,
             guidance_scale=7.5,
-            latents=noise.clone(),
+            # Initial noise and that of each step, from one generator.
+            generator=torch.Generator().manual_seed(3),
             output_type="pt",
         ).images
     networks = torch_networks("fp32", "cpu", weights=tiny_weights)
-    found = sampling.sample(networks, model, settings, [PROMPT], noise)
+    found = sampling.sample(networks, model, settings, [PROMPT], noise, seeds=[3])
     torch.testing.assert_close(found.images, expected, rtol=0, atol=1e-4)
     assert len(found.timings.unet) >= 4
     assert found.timings.total > found.timings.denoising_loop > sum(found.timings.unet)
@@ -51,6 +55,48 @@ def test_a_seed_means_the_same_noise_in_every_batch(tiny_weights: Path) -> None:
     both = sampling.initial_latents(model, SETTINGS, [1, 2])
     assert torch.equal(both[1:], sampling.initial_latents(model, SETTINGS, [2]))
     assert both.shape == (2, 4, 16, 16)
+
+
+@pytest.mark.parametrize("scheduler", ["euler_ancestral", "lcm"])
+def test_added_noise_is_that_of_the_images_own_seed(tiny_weights: Path, scheduler: str) -> None:
+    model = sampling.load_model(tiny_weights)
+    networks = torch_networks("fp32", "cpu", weights=tiny_weights)
+    settings = sampling.Settings(scheduler, 3, 1.0, 64, 64, guidance=False)
+
+    def images(*seeds: int) -> torch.Tensor:
+        noise = sampling.initial_latents(model, settings, list(seeds))
+        prompts = ["lemons"] * len(seeds)
+        return sampling.sample(networks, model, settings, prompts, noise, seeds=seeds).images
+
+    both = images(1, 2)
+    torch.testing.assert_close(both[1:], images(2), rtol=0, atol=1e-5)
+    assert (both[0] - both[1]).abs().max() > 1e-3
+    noise = sampling.initial_latents(model, settings, [1])
+    other = sampling.sample(networks, model, settings, ["lemons"], noise, seeds=[2]).images
+    assert (other - both[:1]).abs().max() > 1e-3  # the same start, other noise on the way
+    with pytest.raises(ConfigError, match="needs the images' seeds"):
+        sampling.sample(networks, model, settings, ["lemons"], noise)
+
+
+def test_guidance_that_is_off_runs_one_half_and_takes_no_scale(tiny_weights: Path) -> None:
+    model = sampling.load_model(tiny_weights)
+    networks = torch_networks("fp32", "cpu", weights=tiny_weights)
+    rows = []
+
+    def unet(latents: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        rows.append(len(latents))
+        return networks["unet"](latents, *others)
+
+    found = {}
+    for guidance in (True, False):
+        settings = sampling.Settings("euler", 2, 1.0, 64, 64, guidance=guidance)
+        noise = sampling.initial_latents(model, settings, [0])
+        watched = {**networks, "unet": unet}
+        found[guidance] = sampling.sample(watched, model, settings, [PROMPT], noise).images
+    assert rows == [2, 2, 1, 1]
+    torch.testing.assert_close(found[True], found[False], rtol=0, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"image\.guidance=true"):
+        sampling.Settings("euler", 2, 7.5, 64, 64, guidance=False)
 
 
 def test_nan_is_seen_and_not_painted_black(tiny_weights: Path) -> None:
@@ -69,7 +115,7 @@ def test_a_recording_gives_back_the_calls(tiny_weights: Path, tmp_path: Path) ->
     )
     calls = recorded_calls(tmp_path / "unet.safetensors")
     assert len(calls) == 2 * 4
-    (latents, timestep, text), output = calls[5]
+    (latents, timestep, text), (output,) = calls[5]
     assert (latents.shape, timestep.shape, text.shape) == ((2, 4, 16, 16), (1,), (2, 77, 32))
     with torch.no_grad():
         torch.testing.assert_close(networks["unet"](latents, timestep, text), output)

@@ -7,11 +7,10 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from diffusion_engines.components import COMPONENTS
 from diffusion_engines.config import Dynamic
 from diffusion_engines.errors import ShapeError
 from diffusion_engines.runtime.shapes import CheckedEngine
-from tests.conftest import IMAGE, STATIC
+from tests.conftest import COMPONENTS, IMAGE, STATIC
 
 UNET = {"in_channels": 4, "cross_attention_dim": 32, "block_out_channels": [1, 2, 3]}
 OPEN = Dynamic(batch_size=[1, 4], height=[64, 768], width=[64, 768])

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_engines.components import COMPONENTS
 from diffusion_engines.errors import ConfigError, HardwareError
 from diffusion_engines.runtime.shapes import CheckedEngine
 from diffusion_engines.serve.adapters import UNet
-from tests.conftest import IMAGE, STATIC
+from tests.conftest import COMPONENTS, IMAGE, STATIC
 
 ARCHITECTURE = {"in_channels": 4, "cross_attention_dim": 32, "block_out_channels": [1, 2]}
 

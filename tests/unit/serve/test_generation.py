@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from diffusion_engines import layout, load_pipeline
-from diffusion_engines.components import COMPONENTS
 from diffusion_engines.config import Dynamic, Generate
 from diffusion_engines.errors import ConfigError, IntegrityError
 from diffusion_engines.files import sha256_of_file
@@ -26,7 +25,7 @@ from diffusion_engines.serve.generation import (
     images_per_call,
     read_settings,
 )
-from tests.conftest import IMAGE, STATIC
+from tests.conftest import COMPONENTS, IMAGE, STATIC
 
 ALL = dict.fromkeys(COMPONENTS, "fp32")
 GENERATE = Generate(

@@ -15,25 +15,27 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
-from diffusion_engines.components import COMPONENTS
+from diffusion_engines.components import pipeline_of
 from diffusion_engines.errors import ConfigError, WeightsError
 from diffusion_engines.runtime.networks import load_architecture, network_class
 from diffusion_engines.weights import sources
 from diffusion_engines.weights.check import check_parameters, count_parameters, weight_files
 from tests.conftest import ROOT, TINY
+from tests.models import section
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_a_token_that_must_not_be_seen"
 
 
-@pytest.mark.parametrize("model", ["tiny", "sd14"])
+@pytest.mark.parametrize("model", ["tiny", "sd14", "sd15", "sd21", "sdxl", "sdxl-turbo"])
 def test_architectures_have_the_parameters_that_the_config_says(model: str) -> None:
-    expected = yaml.safe_load((ROOT / f"conf/model/{model}.yaml").read_text())["model"]
-    for spec in COMPONENTS.values():
+    expected = section(model, "model")
+    components = pipeline_of(ROOT / expected["folder"]).components
+    assert set(expected["parameters"]) == {spec.folder for spec in components.values()}
+    for spec in components.values():
         config = load_architecture(ROOT / expected["folder"] / spec.folder)
         cls = network_class(spec)
         with torch.device("meta"):
@@ -46,18 +48,69 @@ def test_architectures_have_the_parameters_that_the_config_says(model: str) -> N
         assert found == expected["parameters"][spec.folder]
 
 
-def test_sd14_is_the_published_size() -> None:
-    parameters = yaml.safe_load((ROOT / "conf/model/sd14.yaml").read_text())["model"]["parameters"]
-    assert parameters == {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
+@pytest.mark.parametrize(
+    ("model", "unet", "encoders"),
+    [
+        ("sd14", 859_520_964, {"text_encoder": 123_060_480}),
+        ("sd15", 859_520_964, {"text_encoder": 123_060_480}),
+        ("sd21", 865_910_724, {"text_encoder": 340_387_840}),
+        ("sdxl", 2_567_463_684, {"text_encoder": 123_060_480, "text_encoder_2": 694_659_840}),
+    ],
+)
+def test_models_are_of_the_published_size(model: str, unet: int, encoders: dict[str, int]) -> None:
+    found = section(model, "model")["parameters"]
+    assert found == {"unet": unet, "vae": 83_653_863, **encoders}
 
 
-def test_sd14_has_clips_vocabulary() -> None:
+# SD 2 and SDXL's second encoder were trained with another padding: the token 0, "!".
+@pytest.mark.parametrize(
+    ("folder", "padding"),
+    [
+        ("sd14/tokenizer", 49407),
+        ("sd21/tokenizer", 0),
+        ("sdxl/tokenizer", 49407),
+        ("sdxl/tokenizer_2", 0),
+        ("sdxl-turbo/tokenizer_2", 0),
+    ],
+)
+def test_tokenizers_have_clips_vocabulary_and_their_own_padding(folder: str, padding: int) -> None:
     from transformers import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "conf/architecture/sd14/tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "conf/architecture" / folder)
     assert len(tokenizer) == 49408
-    tokens = tokenizer("A big banana leaf with lemons in front of it").input_ids
-    assert tokens == [49406, 320, 1205, 8922, 7232, 593, 29576, 530, 2184, 539, 585, 49407]
+    tokens = tokenizer(
+        "A big banana leaf with lemons in front of it", padding="max_length", max_length=14
+    ).input_ids
+    words = [49406, 320, 1205, 8922, 7232, 593, 29576, 530, 2184, 539, 585, 49407]
+    assert tokens == [*words, padding, padding]
+
+
+def test_the_vocabulary_is_in_the_repository_once() -> None:
+    copies = list((ROOT / "conf/architecture").glob("sd*/tokenizer*/vocab.json"))
+    assert len(copies) == 6
+    assert {path.resolve() for path in copies} == {
+        ROOT / "conf/architecture/sd14/tokenizer/vocab.json"
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"time_cond_proj_dim": 256}, "found:    time_cond_proj_dim 256"),
+        ({"in_channels": 9}, "expected: in_channels 4"),
+        ({"addition_embed_type": "text_time"}, "found:    addition_embed_type text_time"),
+    ],
+)
+def test_unets_with_other_conditions_are_refused(
+    weights_copy: Path, change: dict[str, object], expected: str
+) -> None:
+    sources.check_conditions(weights_copy)
+    config = weights_copy / "unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(ConfigError, match="no input for") as raised:
+        sources.check_conditions(weights_copy)
+    assert expected in str(raised.value)
+    assert "the scheduler lcm" in str(raised.value)
 
 
 def test_random_weights_are_seeded(tiny_weights: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    Tensors = list[torch.Tensor]
+
 
 def load_plan(
     trt: Any,
@@ -27,7 +29,8 @@ def load_plan(
 
     The module runs on PyTorch's current stream. It binds the addresses of its inputs where they
     already have the engine's dtype and device, and casts or moves them where not; it takes them in
-    the order of the trailing number of their names (``input_0``, ``input_1``, …). One module
+    the order of the trailing number of their names (``input_0``, ``input_1``, …), and returns
+    its outputs in theirs: a tensor where there is one, else a tuple. One module
     serves one thread at a time.
 
     Args:
@@ -36,8 +39,8 @@ def load_plan(
         name: of the engine, for errors.
         device: such as ``cuda``.
         cuda_graph: record a CUDA graph at the first call with each set of shapes, and replay it:
-            fewer launches, but inputs are copied to where the graph expects them, and the output
-            stays valid only until the next call.
+            fewer launches, but inputs are copied to where the graph expects them, and the outputs
+            stay valid only until the next call.
         host_code: let a version-compatible plan run the runtime that it carries.
         prepare: called with the engine and a logger before the first run, e.g. to refit weights.
 
@@ -71,12 +74,13 @@ def load_plan(
     return _module(trt, runtime, engine, context, name, device, cuda_graph)
 
 
-def binding_names(trt: Any, engine: Any) -> tuple[list[str], str]:
-    """Return the names of an engine's inputs, in order, and of its output."""
+def binding_names(trt: Any, engine: Any) -> tuple[list[str], list[str]]:
+    """Return the names of an engine's inputs and of its outputs, each in order."""
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    names.sort(key=lambda name: int(name.rpartition("_")[2]))
     inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
-    output = next(n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT)
-    return sorted(inputs, key=lambda name: int(name.rpartition("_")[2])), output
+    outputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
+    return inputs, outputs
 
 
 def _module(
@@ -84,7 +88,7 @@ def _module(
 ) -> nn.Module:
     import torch
 
-    inputs, output = binding_names(trt, engine)
+    inputs, outputs = binding_names(trt, engine)
     dtypes = {
         trt.float32: torch.float32,
         trt.float16: torch.float16,
@@ -101,17 +105,18 @@ def _module(
             super().__init__()
             # Held for as long as the module: the context needs all three.
             self.runtime, self.engine, self.context = runtime, engine, context
-            self.graphs: dict[tuple[Any, ...], tuple[Any, list[torch.Tensor], torch.Tensor]] = {}
+            self.graphs: dict[tuple[Any, ...], tuple[Any, Tensors, Tensors]] = {}
 
-        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        def forward(self, *tensors: torch.Tensor) -> Any:
             held = [
                 tensor.to(device, dtypes[engine.get_tensor_dtype(binding)]).contiguous()
                 for tensor, binding in zip(tensors, inputs, strict=True)
             ]
             with torch.cuda.device(device):
-                return self.replay(held) if cuda_graph else self.enqueue(held)
+                results = self.replay(held) if cuda_graph else self.enqueue(held)
+            return results[0] if len(results) == 1 else tuple(results)
 
-        def enqueue(self, held: list[torch.Tensor]) -> torch.Tensor:
+        def enqueue(self, held: Tensors) -> Tensors:
             for tensor, binding in zip(held, inputs, strict=True):
                 if not context.set_input_shape(binding, tuple(tensor.shape)):
                     raise ValueError(
@@ -119,31 +124,35 @@ def _module(
                         f"was built for {self.shapes(binding)} (export.dynamic)"
                     )
                 context.set_tensor_address(binding, tensor.data_ptr())
-            result = torch.empty(
-                tuple(context.get_tensor_shape(output)),
-                dtype=dtypes[engine.get_tensor_dtype(output)],
-                device=device,
-            )
-            context.set_tensor_address(output, result.data_ptr())
+            results = [
+                torch.empty(
+                    tuple(context.get_tensor_shape(binding)),
+                    dtype=dtypes[engine.get_tensor_dtype(binding)],
+                    device=device,
+                )
+                for binding in outputs
+            ]
+            for result, binding in zip(results, outputs, strict=True):
+                context.set_tensor_address(binding, result.data_ptr())
             if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
                 raise RuntimeError(f"the engine {name} failed to run")
-            return result
+            return results
 
         def shapes(self, binding: str) -> str:
             low, _, high = engine.get_tensor_profile_shape(binding, 0)
             return f"{tuple(low)} to {tuple(high)}"
 
-        def replay(self, held: list[torch.Tensor]) -> torch.Tensor:
+        def replay(self, held: Tensors) -> Tensors:
             key = tuple(tuple(tensor.shape) for tensor in held)
             if key not in self.graphs:
                 self.graphs[key] = self.record(held)
-            graph, static, result = self.graphs[key]
+            graph, static, results = self.graphs[key]
             for place, tensor in zip(static, held, strict=True):
                 place.copy_(tensor)
             graph.replay()
-            return result
+            return results
 
-        def record(self, held: list[torch.Tensor]) -> tuple[Any, list[torch.Tensor], torch.Tensor]:
+        def record(self, held: Tensors) -> tuple[Any, Tensors, Tensors]:
             static = [tensor.clone() for tensor in held]
             # The first run of a shape allocates, which no graph may record.
             side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -153,7 +162,7 @@ def _module(
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                result = self.enqueue(static)
-            return graph, static, result
+                results = self.enqueue(static)
+            return graph, static, results
 
     return PlanModule()

@@ -1,0 +1,85 @@
+"""SDXL's UNet at full size with synthetic fp16 weights, from weights to a TensorRT-RTX engine.
+
+`python -m pytest -m full -s tests/full/test_models.py`: prints time and peak memory of each step.
+About 20 GB of disk below the temporary folder (`--basetemp=…`) and up to 24 GB of memory.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from diffusion_engines.backends import backend
+from diffusion_engines.components import pipeline_of
+from diffusion_engines.config import Image, TensorRTRTXBuild, TensorRTRTXTarget
+from diffusion_engines.onnx.export import export_module
+from diffusion_engines.onnx.graph import DATA, MODEL, check_graph
+from diffusion_engines.onnx.operators import graph_statistics
+from diffusion_engines.onnx.simplify import check_same_results, simplify_graph
+from diffusion_engines.progress import LOG, step
+from diffusion_engines.runtime.networks import load_architecture, load_network
+from diffusion_engines.weights.check import count_parameters
+from diffusion_engines.weights.sources import fill_with_random_weights
+from tests.conftest import ROOT, STATIC
+from tests.models import section
+
+pytestmark = pytest.mark.full
+
+MEMORY = 24e9
+PARAMETERS = 2_567_463_684
+ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none"))
+
+
+def test_sdxls_unet_becomes_an_engine_within_24_gb(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    weights, exported, simplified, engine = (
+        tmp_path / name for name in ("weights", "exported", "simplified", "engine")
+    )
+    for folder in (weights, exported, simplified, engine):
+        folder.mkdir()
+    first = len(LOG.steps)
+    with step("random weights of sdxl"):
+        fill_with_random_weights(ROOT / "conf/architecture/sdxl", weights, seed=0, dtype="fp16")
+    assert count_parameters(weights / "unet") == PARAMETERS
+    spec = pipeline_of(weights).component("unet")
+    architecture = load_architecture(weights / "unet")
+    inputs = spec.inputs(architecture, Image(**section("sdxl", "image")), STATIC)
+    assert inputs[0].size == (2, 4, 128, 128)
+    with step("load unet-fp16"):
+        module = load_network(spec, weights / "unet", "fp16")
+    with step("export with dynamo, opset 18"):
+        export_module(
+            module,
+            inputs,
+            exported,
+            precision="fp16",
+            exporter="dynamo",
+            opset=18,
+            patches=[],
+            outputs=[value.name for value in spec.outputs],
+        )
+    del module
+    shutil.rmtree(weights)  # disk
+    simplify_graph(exported / MODEL, simplified, skipped_optimizers=[])
+    # No copy of the weights beside those that belong to the graph.
+    assert sorted(path.name for path in simplified.iterdir()) == [MODEL, DATA]
+    with step("check the graph"):
+        check_graph(simplified / MODEL, opset=18, writer="onnxsim", outputs=1)
+    error = check_same_results(exported / MODEL, simplified / MODEL, seed=0, allowed=2e-3)
+    shutil.rmtree(exported)
+    statistics = graph_statistics(simplified / MODEL)
+    assert statistics.macs is not None
+    print(f"  {statistics.nodes} nodes, {statistics.macs / 1e9:.0f} GMACs, error {error:.1e}")
+    with step("build for sm_89 with tensorrt_rtx"):
+        result = backend("tensorrt_rtx").build(
+            simplified / MODEL, engine, ADA, [asdict(value) for value in inputs], "fp16"
+        )
+    size = (engine / result.engine).stat().st_size
+    print(f"  {size / 1e6:.0f} MB")
+    assert size >= 2 * PARAMETERS  # two bytes each, and code
+    peak = max(int(entry["peak_memory_bytes"]) for entry in LOG.steps[first:])
+    print(f"  peak of all steps {peak / 1e9:.2f} GB")
+    assert peak < MEMORY

@@ -1,0 +1,97 @@
+"""The models of conf/model/ at reduced width: real architectures with few channels and layers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffusion_engines.components import pipeline_of
+from diffusion_engines.config import Image
+from diffusion_engines.files import write_manifest
+from diffusion_engines.weights.sources import fill_with_random_weights
+from tests.conftest import ROOT
+
+# Each kind once: SD 1.5 is SD 1.4's architecture.
+MODELS = ("sd15", "sd21", "sdxl", "sdxl-turbo")
+# Channels per group, per attention head of a UNet, and per attention head of a text encoder.
+_GROUPS, _UNET_HEAD, _TEXT_HEAD = 8, 8, 4
+_LAYERS = 3
+
+
+def section(model: str, name: str) -> dict[str, Any]:
+    """Return a section of a model's file, with what it inherits."""
+    content = yaml.safe_load((ROOT / f"conf/model/{model}.yaml").read_text())
+    base = [item for item in content.get("defaults", []) if isinstance(item, str)]
+    inherited = section(base[0], name) if base and base[0] != "_self_" else {}
+    return inherited | content.get(name, {})
+
+
+def small_image(model: str, edge: int = 128) -> Image:
+    """Return the image section of a model for small squares."""
+    return Image(**(section(model, "image") | {"height": edge, "width": edge}))
+
+
+def reduce_architecture(source: Path, folder: Path) -> None:
+    """Copy a diffusers folder of JSONs with fewer channels and layers.
+
+    Every key that decides the structure stays: numbers of heads, kinds of blocks, projections,
+    added conditions. What must fit together still does: the UNet's context is as wide as the hidden
+    states of all text encoders, its added condition as the pooled embedding and the sinusoids.
+    """
+    shutil.copytree(source, folder)  # links become files
+    contexts, pooled = 0, 0
+    for spec in pipeline_of(folder).components.values():
+        if spec.library != "transformers":
+            continue
+        config = _read(folder / spec.folder)
+        width = config["num_attention_heads"] * _TEXT_HEAD
+        config |= {"hidden_size": width, "intermediate_size": 4 * width}
+        config |= {"projection_dim": width, "num_hidden_layers": _LAYERS}
+        _write(folder / spec.folder, config)
+        contexts, pooled = contexts + width, width
+    _write(folder / "unet", _reduced_unet(_read(folder / "unet"), contexts, pooled))
+    vae = _read(folder / "vae")
+    vae["block_out_channels"] = [channels // 16 for channels in vae["block_out_channels"]]
+    _write(folder / "vae", vae | {"norm_num_groups": _GROUPS, "layers_per_block": 1})
+
+
+def _reduced_unet(config: dict[str, Any], context: int, pooled: int) -> dict[str, Any]:
+    # In these configs `attention_head_dim` is the number of heads, by level or for all.
+    heads, levels = config["attention_head_dim"], config["block_out_channels"]
+    by_level = heads if isinstance(heads, list) else [heads] * len(levels)
+    reduced = {
+        "block_out_channels": [count * _UNET_HEAD for count in by_level],
+        "cross_attention_dim": context,
+        "layers_per_block": 1,
+        "norm_num_groups": _GROUPS,
+    }
+    if "transformer_layers_per_block" in config:
+        layers = config["transformer_layers_per_block"]
+        reduced["transformer_layers_per_block"] = [min(count, 2) for count in layers]
+    if config.get("addition_embed_type") == "text_time":
+        reduced["addition_time_embed_dim"] = 32
+        reduced["projection_class_embeddings_input_dim"] = pooled + 6 * 32
+    return config | reduced
+
+
+def write_reduced_weights(model: str, folder: Path) -> Path:
+    """Write random weights of a model at reduced width, with manifests as `download` does."""
+    architecture, weights = folder / "architecture", folder / "weights"
+    reduce_architecture(ROOT / section(model, "model")["folder"], architecture)
+    weights.mkdir()
+    fill_with_random_weights(architecture, weights, seed=0, dtype="fp32")
+    for name in pipeline_of(weights).folders:
+        write_manifest(weights / name, "weights", {"model": model, "synthetic": True})
+    return weights
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def _write(folder: Path, config: dict[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps(config, indent=2))

@@ -1,0 +1,78 @@
+"""SDXL at reduced width through the whole DAG: two text encoders, one of them with two outputs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.models import reduce_architecture
+from tests.pipeline.conftest import Clone
+
+pytestmark = pytest.mark.pipeline
+
+# Components without an engine run in PyTorch.
+FLEET = """\
+# @package _global_
+# Two of SDXL's networks; for tests.
+defaults:
+  - /target@targets.cpu: cpu
+  - /target@targets.rtx: rtx40
+exports:
+  text_encoder_2-fp32: {component: text_encoder_2, weights: text_encoder_2, precision: fp32}
+  text_encoder_2-fp16: {component: text_encoder_2, weights: text_encoder_2, precision: fp16}
+  unet-fp32: {component: unet, weights: unet, precision: fp32}
+engines:
+  cpu-text_encoder_2:
+    {target: cpu, backend: onnxruntime, component: text_encoder_2, precision: fp32}
+  cpu-unet: {target: cpu, backend: onnxruntime, component: unet, precision: fp32}
+  rtx-text_encoder_2:
+    {target: rtx, backend: tensorrt_rtx, component: text_encoder_2, precision: fp16}
+measure:
+  cpu: {}
+"""
+
+
+@pytest.fixture
+def sdxl(fresh: Clone) -> Clone:
+    folder = fresh.path / "conf/architecture/sdxl"
+    folder.rename(fresh.path / "full")
+    reduce_architecture(fresh.path / "full", folder)
+    shutil.rmtree(fresh.path / "full")
+    model = fresh.path / "conf/model/sdxl.yaml"
+    # Of the full width.
+    text = re.sub(r"  parameters:\n(    .*\n)+", "  parameters: {}\n", model.read_text())
+    model.write_text(text.replace("1024", "128"))
+    (fresh.path / "conf/fleet/small.yaml").write_text(FLEET)
+    fresh.compose("model=sdxl", "model.source=synthetic", "fleet=small", "reference=short")
+    return fresh
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_sdxl_is_built_validated_timed_and_painted(sdxl: Clone) -> None:
+    outcome = sdxl.repro()
+    assert {"build@rtx-text_encoder_2", "validate@cpu", "benchmark@cpu", "report"} <= outcome.ran
+    artifacts = sdxl.path / "artifacts"
+    details = read(artifacts / "validation/cpu/validation.json")
+    assert set(details["components"]) == {"text_encoder_2", "unet"}
+    assert details["misses"] == []
+    assert details["components"]["text_encoder_2"]["rel_l2"] < 1e-4
+    assert (artifacts / "images/cpu/image-00.png").is_file()
+    manifest = read(artifacts / "bundles/rtx/text_encoder_2/manifest.json")
+    assert [value["role"] for value in manifest["outputs"]] == ["hidden state", "pooled embedding"]
+    assert (artifacts / "bundles/cpu/pipeline/tokenizer_2/vocab.json").is_file()
+    assert "text_encoder_2" in (artifacts / "report/index.html").read_text()
+    assert sdxl.repro().built == set()
+
+    # One engine of a component that another model lacks stops before any work.
+    sdxl.compose("model=tiny", "fleet=small")
+    refused = sdxl.repro(check=False)
+    assert refused.status != 0
+    assert "the model tiny has no text_encoder_2" in refused.output
+    assert refused.built == {"check_conf"}

@@ -1,0 +1,268 @@
+"""Each model of conf/model/, at reduced width, from export to images that are diffusers' own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from diffusion_engines import load_pipeline
+from diffusion_engines.backends import backend
+from diffusion_engines.components import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, pipeline_of
+from diffusion_engines.config import (
+    Image,
+    OnnxRuntimeBuild,
+    OnnxRuntimeTarget,
+    TensorRTRTXBuild,
+    TensorRTRTXTarget,
+    params_from_config,
+)
+from diffusion_engines.errors import ConfigError, ShapeError
+from diffusion_engines.onnx.export import export_module
+from diffusion_engines.onnx.graph import MODEL, check_graph
+from diffusion_engines.onnx.simplify import check_same_results, simplify_graph
+from diffusion_engines.parity.gates import gate_of, misses_of_component
+from diffusion_engines.parity.metrics import worst_difference
+from diffusion_engines.runtime import sampling
+from diffusion_engines.runtime.assemble import torch_networks
+from diffusion_engines.runtime.conditioning import outputs_of
+from diffusion_engines.runtime.networks import example_inputs
+from diffusion_engines.runtime.recording import record_reference, recorded_calls
+from tests.conftest import ROOT, load, write_bundles
+from tests.models import MODELS, small_image, write_reduced_weights
+
+PROMPT = "A big banana leaf with lemons in front of it"
+CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all"))
+ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none"))
+# Networks that differ between the models, in the precision that GPUs get; the one with the most
+# inputs also in fp32, which would show an error of the conversion alone.
+GRAPHS = [
+    *(("sd15", component, "fp16") for component in STABLE_DIFFUSION.components),
+    *(("sd21", component, "fp16") for component in ("text_encoder", "unet")),
+    *(("sdxl", component, "fp16") for component in STABLE_DIFFUSION_XL.components),
+    ("sdxl", "unet", "fp32"),
+    ("sdxl-turbo", "unet", "fp16"),
+]
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A model at reduced width."""
+
+    name: str
+    weights: Path
+    image: Image
+
+    @property
+    def few_steps(self) -> bool:
+        return not self.image.guidance
+
+
+@pytest.fixture(scope="module")
+def reduced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reduced]:
+    return {
+        name: Reduced(
+            name, write_reduced_weights(name, tmp_path_factory.mktemp(name)), small_image(name)
+        )
+        for name in MODELS
+    }
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, Any]:
+    return params_from_config(yaml.safe_load((ROOT / "params.yaml").read_text()))
+
+
+@pytest.mark.parametrize(("name", "component", "precision"), GRAPHS)
+def test_a_component_is_exported_simplified_built_and_computes_what_pytorch_does(
+    reduced: dict[str, Reduced],
+    params: dict[str, Any],
+    tmp_path: Path,
+    name: str,
+    component: str,
+    precision: str,
+) -> None:
+    model = reduced[name]
+    loaded = load(model.weights, component, precision, image=model.image)
+    for folder in ("exported", "simplified", "ort", "rtx"):
+        (tmp_path / folder).mkdir()
+    export_module(
+        loaded.module,
+        loaded.inputs,
+        tmp_path / "exported",
+        precision=precision,
+        exporter="dynamo",
+        opset=18,
+        patches=[],
+        outputs=loaded.outputs,
+        vocabulary=loaded.vocabulary,
+    )
+    exported, graph = (tmp_path / folder / MODEL for folder in ("exported", "simplified"))
+    simplify_graph(exported, graph.parent, skipped_optimizers=[])
+    check_graph(graph, opset=18, writer="onnxsim", outputs=len(loaded.outputs))
+    check_same_results(exported, graph, seed=0, allowed=params["simplify"].rel_l2[precision])
+    inputs = [asdict(value) for value in loaded.inputs]
+
+    onnxruntime = backend("onnxruntime")
+    result = onnxruntime.build(graph, tmp_path / "ort", CPU, inputs, precision)
+    manifest = {"engine": result.engine, "fingerprint": onnxruntime.fingerprint(CPU)}
+    engine = onnxruntime.load(tmp_path / "ort", manifest, "cpu")
+    tensors = example_inputs(loaded.inputs, "fp32", vocabulary=loaded.vocabulary, seed=1)
+    reference = load(model.weights, component, "fp32", image=model.image).module
+    expected = outputs_of(reference(*tensors))
+    found = [value.float() for value in outputs_of(engine(*tensors))]
+    difference = worst_difference(found, expected)
+    gate = gate_of(params["validate"], component, precision)
+    assert misses_of_component(component, gate, [difference]) == []
+    if precision == "fp16":
+        assert difference.rel_l2 > 1e-5  # it is fp16 that was compared
+
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    built = backend("tensorrt_rtx").build(graph, tmp_path / "rtx", ADA, inputs, precision)
+    assert (tmp_path / "rtx" / built.engine).stat().st_size > 50_000
+    assert built.precisions[precision] >= 0.75 * sum(built.precisions.values())
+
+
+def own_pipeline(model: Reduced, scheduler: str) -> Any:
+    """Diffusers' pipeline, loaded by diffusers."""
+    import diffusers
+
+    cls = getattr(diffusers, pipeline_of(model.weights).class_name)
+    options = {} if cls is diffusers.StableDiffusionXLPipeline else {"safety_checker": None}
+    pipeline = cls.from_pretrained(model.weights, **options)
+    pipeline.scheduler = sampling.make_scheduler(scheduler, pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def paint(pipeline: Any, model: Reduced, negative: str | None) -> torch.Tensor:
+    edge = model.image.height
+    return pipeline(
+        PROMPT,
+        negative_prompt=negative,
+        num_inference_steps=3,
+        guidance_scale=1.0 if model.few_steps else 6.0,
+        height=edge,
+        width=edge,
+        generator=torch.Generator().manual_seed(3),
+        output_type="pt",
+    ).images
+
+
+# v-prediction is the scheduler's matter, so SD 2.1 has every one; the others have their own.
+RUNS = [
+    ("sd15", "pndm", ""),
+    *(("sd21", scheduler, "blurry") for scheduler in sampling.SCHEDULERS),
+    ("sdxl", "euler", None),  # zeros for the negative prompt
+    ("sdxl", "dpmpp_2m", "blurry"),
+    ("sdxl-turbo", "euler_ancestral", None),
+    ("sdxl-turbo", "lcm", None),
+]
+
+
+@pytest.mark.parametrize(("name", "scheduler", "negative"), RUNS)
+def test_images_are_those_of_diffusers(
+    reduced: dict[str, Reduced], name: str, scheduler: str, negative: str | None
+) -> None:
+    model = reduced[name]
+    expected = paint(own_pipeline(model, scheduler), model, negative)
+    assert expected.std() > 0.01  # a picture, not one colour
+    found = sample(model, scheduler, negative or "").images
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def sample(model: Reduced, scheduler: str, negative: str, **changes: str) -> sampling.Sample:
+    loaded = sampling.load_model(model.weights)
+    loaded = replace(loaded, scheduler_config={**loaded.scheduler_config, **changes})
+    image = model.image
+    settings = sampling.Settings(
+        scheduler,
+        3,
+        1.0 if model.few_steps else 6.0,
+        image.height,
+        image.width,
+        negative_prompt=negative,
+        guidance=image.guidance,
+    )
+    noise = sampling.initial_latents(loaded, settings, [3])
+    networks = torch_networks("fp32", "cpu", weights=model.weights)
+    return sampling.sample(networks, loaded, settings, [PROMPT], noise, seeds=[3])
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("sd21", {"prediction_type": "epsilon"}), ("sdxl-turbo", {"timestep_spacing": "leading"})],
+)
+def test_what_the_schedule_of_a_model_says_is_heeded(
+    reduced: dict[str, Reduced], name: str, change: dict[str, str]
+) -> None:
+    model = reduced[name]
+    own = sample(model, "euler", "").images
+    assert (sample(model, "euler", "", **change).images - own).abs().max() > 1e-3
+
+
+def test_sdxl_knows_no_negative_prompt_from_an_empty_one(reduced: dict[str, Reduced]) -> None:
+    model = reduced["sdxl"]
+    zeros = sample(model, "euler", "").images
+    empty = paint(own_pipeline(model, "euler"), model, "")
+    assert (zeros - empty).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("name", "negative"), [("sd21", "blurry"), ("sdxl", None)])
+def test_a_recording_has_every_output_of_every_call(
+    reduced: dict[str, Reduced], tmp_path: Path, name: str, negative: str | None
+) -> None:
+    model = reduced[name]
+    networks = torch_networks("fp32", "cpu", weights=model.weights)
+    settings = sampling.Settings("euler", 2, 6.0, 64, 64, negative_prompt=negative or "")
+    record_reference(
+        networks,
+        sampling.load_model(model.weights),
+        settings,
+        [PROMPT],
+        tmp_path,
+        seed=0,
+        batch_size=1,
+        frames=2,
+    )
+    for component, spec in pipeline_of(model.weights).components.items():
+        calls = recorded_calls(tmp_path / f"{component}.safetensors")
+        # Zeros for the negative prompt take no call.
+        count = {"unet": 2, "vae_decoder": 1}.get(component, 2 if negative else 1)
+        assert len(calls) == count
+        for inputs, outputs in calls:
+            assert len(outputs) == len(spec.outputs)
+            again = outputs_of(networks[component](*inputs))
+            torch.testing.assert_close(again, outputs)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_served_engines_paint_what_diffusers_paints(
+    reduced: dict[str, Reduced], tmp_path: Path, name: str
+) -> None:
+    model = reduced[name]
+    write_bundles(model.weights, tmp_path / "cpu", image=model.image)
+    served = load_pipeline(tmp_path / "cpu")
+    served.set_progress_bar_config(disable=True)
+    own = own_pipeline(model, "euler")
+    assert type(served) is type(own)
+    scheduler = "lcm" if model.few_steps else "euler"
+    for pipeline in (served, own):
+        pipeline.scheduler = sampling.make_scheduler(scheduler, pipeline.scheduler.config)
+    for negative in (None, "blurry"):
+        expected, found = (paint(pipeline, model, negative) for pipeline in (own, served))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    with pytest.raises(ConfigError, match="clip_skip"):
+        served(PROMPT, num_inference_steps=1, clip_skip=1, guidance_scale=1.0)
+    if model.few_steps:
+        with pytest.raises(ShapeError, match="built without guidance") as raised:
+            served(PROMPT, num_inference_steps=1, guidance_scale=5.0)
+        assert "guidance_scale=1" in str(raised.value)
+    # Without a size, it is that of the engines; the model's folder alone is read.
+    image = served(PROMPT, num_inference_steps=1, guidance_scale=1.0, output_type="np").images
+    assert np.asarray(image).shape == (1, model.image.height, model.image.width, 3)
