@@ -61,7 +61,7 @@ def main(cfg: Config) -> None:
             "dtypes": result.precisions,
             "onnx": {key: value for key, value in graph.items() if key != "kind"},
         }
-        for key in ("component", "precision", "inputs", "model", "synthetic"):
+        for key in ("component", "precision", "inputs", "model", "synthetic", "loras"):
             info[key] = graph[key]
         write_manifest(folder, "engine", info)
 
