@@ -74,10 +74,11 @@ def test_a_lora_reruns_what_it_changes_and_going_back_restores(
     assert "ink.safetensors" in page
     assert entry["sha256"] in page
 
-    # A file that is not in use costs one run of `download`, whose output is as before.
+    # A file that is not in use costs one run of `download`, whose weights are as before, and of
+    # `report`, which shows how long that took.
     other = clone.path / "loras/other.safetensors"
     other.write_bytes(b"not in use")
-    assert clone.repro().built == {"download"}
+    assert clone.repro().built == {"download", "report"}
     other.unlink()
 
     # The file's bytes count, not its name, and without a new composition.
