@@ -20,7 +20,16 @@ from diffusion_engines.progress import step
 from diffusion_engines.stage import stage
 
 # What an engine has from its graph.
-_OF_THE_GRAPH = ("component", "precision", "inputs", "outputs", "guidance", "model", "synthetic")
+_OF_THE_GRAPH = (
+    "component",
+    "precision",
+    "inputs",
+    "outputs",
+    "guidance",
+    "model",
+    "synthetic",
+    "loras",
+)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,26 @@
 """Get the weights: from the hub at a pinned commit, from a local folder, or random (synthetic).
 
-Reads   model.folder (the local model, or the architecture's JSONs), the hub
+LoRAs of the config are fused into them, so that no later stage knows of any.
+
+Reads   model.folder (the local model, or the architecture's JSONs), model.lora_folder, the hub
 Writes  artifacts/weights/, a diffusers folder in safetensors with a manifest per subfolder
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusion_engines import config, layout
 from diffusion_engines.components import pipeline_of
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.files import new_folder, write_manifest
 from diffusion_engines.progress import step
+from diffusion_engines.runtime.networks import load_architecture
 from diffusion_engines.stage import stage
 from diffusion_engines.weights import sources
 from diffusion_engines.weights.check import check_parameters, count_parameters, weight_files
+from diffusion_engines.weights.fuse import fuse_loras
+from diffusion_engines.weights.lora import Lora, read_lora
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,10 @@ class Config:
 @stage
 def main(cfg: Config) -> None:
     model = cfg.model
+    loras = read_loras(model)  # what is wrong with them is said before gigabytes are fetched
     with new_folder(layout.WEIGHTS) as folder:
         fill(model, folder)
+        fused = fuse(loras, folder)
         sources.check_scale_factor(folder, cfg.image.vae_scale_factor)
         sources.check_conditions(folder)
         pipeline = pipeline_of(folder)
@@ -47,7 +55,26 @@ def main(cfg: Config) -> None:
                     parameters = count_parameters(folder / name)
                 check_parameters(name, model.parameters.get(name), parameters)
                 info["parameters"] = parameters
+                info["loras"] = fused.get(name, [])
             write_manifest(folder / name, "weights", info)
+
+
+def read_loras(model: config.Model) -> list[Lora]:
+    unet = load_architecture(Path(model.folder) / "unet") if model.loras else {}
+    return [
+        read_lora(Path(model.lora_folder), lora.file, lora.weight, unet) for lora in model.loras
+    ]
+
+
+def fuse(loras: list[Lora], folder: Path) -> dict[str, list[dict[str, Any]]]:
+    if not loras:
+        return {}
+    with step(f"fuse {len(loras)} LoRA(s)"):
+        fused = fuse_loras(loras, folder)
+    for lora in loras:
+        layers = (f"{len(found)} of {network}" for network, found in sorted(lora.layers.items()))
+        print(f"  {lora.file} × {lora.weight:g} changed the layers: {', '.join(layers)}")
+    return fused
 
 
 def fill(model: config.Model, folder: Path) -> None:

@@ -62,6 +62,7 @@ def main(cfg: Config) -> None:
             "versions": exporter_versions(),
             "model": origin["model"],
             "synthetic": origin["synthetic"],
+            "loras": origin["loras"],
         }
         write_manifest(folder, "onnx", info)
 

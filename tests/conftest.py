@@ -36,7 +36,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     fill_with_random_weights(TINY, folder, seed=0, dtype="fp32")
     for name in STABLE_DIFFUSION.folders:
-        write_manifest(folder / name, "weights", {"model": "tiny", "synthetic": True})
+        write_manifest(folder / name, "weights", {"model": "tiny", "synthetic": True, "loras": []})
     return folder
 
 

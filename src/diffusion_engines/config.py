@@ -34,6 +34,14 @@ Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
 @dataclass(config=_STRICT)
+class Lora:
+    """A LoRA that is fused into the weights (conf/lora/)."""
+
+    file: str  # safetensors, relative to model.lora_folder
+    weight: Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(config=_STRICT)
 class Model:
     """Where the weights come from (conf/model/)."""
 
@@ -46,6 +54,8 @@ class Model:
     seed: int  # of synthetic weights
     dtype: Literal["fp32", "fp16"]  # in which synthetic weights are stored
     parameters: dict[str, PositiveInt]  # per folder; checked after the download
+    lora_folder: str  # watched by DVC
+    loras: list[Lora]
 
 
 @dataclass(config=_STRICT)
@@ -444,6 +454,8 @@ def _conf_file(section: str, path: list[Any] | None = None) -> str:
         if len(path) > 1 and path[1] == "build":
             return "conf/build/"
         return f"conf/target/{path[0]}.yaml"
+    if section == "model" and path and path[0] in ("lora_folder", "loras"):
+        return "conf/lora/"
     return f"conf/{_SECTION_FOLDERS.get(section, section)}/"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffusion_engines.backends import backend
@@ -32,6 +32,7 @@ def check_fleet(params: dict[str, Any]) -> None:
         ConfigError: lists everything that does not fit.
     """
     problems = [
+        *_loras(params),
         *_export_settings(params),
         *_components(params),
         *_exports(params),
@@ -48,6 +49,34 @@ def check_fleet(params: dict[str, Any]) -> None:
             f"{len(problems)} problem(s) in the fleet:\n  - " + "\n  - ".join(problems),
             fix="edit the files named, then compose again with `make params`",
         )
+
+
+def _loras(params: dict[str, Any]) -> list[str]:
+    problems, seen = [], set()
+    for index, lora in enumerate(params["model"].loras):
+        key, path = f"model.loras.{index}", PurePosixPath(lora.file)
+        if lora.weight == 0:
+            problems.append(
+                f"{key}.weight: 0 changes nothing; for a run without {lora.file}, leave it out of "
+                "the list: `model.loras=[]` (conf/lora/)"
+            )
+        if path.suffix != ".safetensors":
+            problems.append(
+                f"{key}.file: only safetensors are read, pickles can run code when loaded; found "
+                f"{lora.file} (conf/lora/)"
+            )
+        if path.is_absolute() or ".." in path.parts:
+            problems.append(
+                f"{key}.file: expected a path below model.lora_folder "
+                f"({params['model'].lora_folder}), which DVC watches; found {lora.file}: move the "
+                "file there, or set model.lora_folder (conf/lora/)"
+            )
+        if path in seen:
+            problems.append(
+                f"{key}.file: {lora.file} is listed twice; add up its weights (conf/lora/)"
+            )
+        seen.add(path)
+    return problems
 
 
 def _export_settings(params: dict[str, Any]) -> list[str]:

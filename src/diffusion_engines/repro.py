@@ -74,7 +74,8 @@ def _print_summary(fleet: dict[str, Any], seconds: float) -> None:
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 124)
-    table = Table(title=f"{fleet['model']}{' (synthetic weights)' if fleet['synthetic'] else ''}")
+    weights = " + ".join([fleet["model"], *fleet["loras"]])
+    table = Table(title=f"{weights}{' (synthetic weights)' if fleet['synthetic'] else ''}")
     for column in ("engine", "backend", "precision", "MB", "build s", "parity", "speed"):
         table.add_column(
             column,

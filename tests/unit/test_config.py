@@ -63,6 +63,14 @@ def test_the_committed_params_are_what_conf_composes_to(tmp_path: Path) -> None:
         (lambda p: p["image"].update(height=100), ["image.height", "multiple of 8"]),
         (lambda p: p.pop("simplify"), ["simplify: missing"]),
         (
+            lambda p: p["model"].update(loras=[{"file": "a.safetensors", "wight": 1.0}]),
+            ["model.loras.0.weight: missing", "model.loras.0.wight: unknown key", "conf/lora/"],
+        ),
+        (
+            lambda p: p["model"].update(loras=[{"file": "a.safetensors", "weight": float("nan")}]),
+            ["model.loras.0.weight", "finite number", "conf/lora/"],
+        ),
+        (
             lambda p: p["quantize"]["fp16-mixed"].update(largest=0.0),
             ["quantize.fp16-mixed.largest", "greater than 0", "conf/quantize/"],
         ),

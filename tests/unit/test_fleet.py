@@ -104,6 +104,28 @@ def test_what_is_kept_in_high_precision_must_be_regular_expressions(
     assert "quantize.int8.kept.unet: '(conv' is no regular expression" in problems(params)
 
 
+@pytest.mark.parametrize(
+    ("file", "weight", "expected"),
+    [
+        ("a.safetensors", 0.0, "model.loras.0.weight: 0 changes nothing; for a run without a.saf"),
+        ("a.ckpt", 1.0, "model.loras.0.file: only safetensors are read, pickles can run code"),
+        ("/home/a.safetensors", 1.0, "model.loras.0.file: expected a path below model.lora_folder"),
+        ("../a.safetensors", 1.0, "below model.lora_folder (loras), which DVC watches; found ../a"),
+        ("./b.safetensors", 1.0, "model.loras.1.file: b.safetensors is listed twice"),
+    ],
+)
+def test_a_lora_must_be_one_that_dvc_watches_and_that_changes_something(
+    params: dict[str, Any], file: str, weight: float, expected: str
+) -> None:
+    second = {"file": "b.safetensors", "weight": -0.5}
+    params["model"]["loras"] = [{"file": "sub/a.safetensors", "weight": 1}, second]
+    check_fleet(params_from_config(params))
+    params["model"]["loras"][0] = {"file": file, "weight": weight}
+    found = problems(params)
+    assert expected in found
+    assert "(conf/lora/)" in found
+
+
 def test_all_problems_are_listed_at_once(params: dict[str, Any]) -> None:
     params["export"]["opset"] = 3
     params["measure"]["a10"] = {}
@@ -123,6 +145,33 @@ def composed(folder: Path, *overrides: str) -> dict[str, Any]:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__py*"))
     compose_params([*overrides], folder)
     return yaml.safe_load((folder / "params.yaml").read_text())
+
+
+def test_loras_come_from_the_command_line_a_file_or_the_model(tmp_path: Path) -> None:
+    lora = {"file": "watercolour.safetensors", "weight": 0.8}
+    given = "model.loras=[{file: watercolour.safetensors, weight: 0.8}]"
+    assert composed(tmp_path / "a")["model"]["loras"] == []
+    assert composed(tmp_path / "b", given)["model"]["loras"] == [lora]
+    assert composed(tmp_path / "c", given, "model=tiny")["model"]["loras"] == [lora]
+    assert composed(tmp_path / "d", given, "model.loras.0.weight=0.3")["model"]["loras"] == [
+        lora | {"weight": 0.3}
+    ]
+    text = (tmp_path / "a/conf/lora/none.yaml").read_text()
+    kept = text.replace("loras: []", "loras: [{file: ink.safetensors, weight: 1}]")
+    (tmp_path / "a/conf/lora/ink.yaml").write_text(kept)
+    compose_params(["lora=ink"], tmp_path / "a")
+    params = yaml.safe_load((tmp_path / "a/params.yaml").read_text())
+    assert params["model"]["loras"] == [{"file": "ink.safetensors", "weight": 1}]
+    assert params["model"]["lora_folder"] == "loras"
+    check_fleet(params_from_config(params))
+    # A model's own file may name some as well.
+    (tmp_path / "b/conf/model/inked.yaml").write_text(
+        "# @package _global_\n# The two.\ndefaults: [tiny, _self_]\n"
+        "model: {loras: [{file: ink.safetensors, weight: 1}]}\n"
+    )
+    compose_params(["model=inked"], tmp_path / "b")
+    params = yaml.safe_load((tmp_path / "b/params.yaml").read_text())
+    assert params["model"]["loras"] == [{"file": "ink.safetensors", "weight": 1}]
 
 
 FLEETS = sorted(path.stem for path in (ROOT / "conf/fleet").glob("*.yaml"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -233,6 +233,11 @@ class Report:
         """Whether the weights are random numbers."""
         made_from = (engine.manifest.get("synthetic", False) for engine in self.engines)
         return self.model.source == "synthetic" or any(made_from)
+
+    @property
+    def loras(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """What was fused into the weights, by the components that it changed."""
+        return {e.component: e.manifest["loras"] for e in self.engines if e.manifest.get("loras")}
 
     def graph_error(self, onnx: str) -> float | None:
         """The worst relative L2 of a graph in ONNX Runtime, None where none was measured."""

@@ -88,6 +88,7 @@ def fleet_summary(report: Report) -> dict[str, Any]:
     return {
         "model": report.model.name,
         "synthetic": report.synthetic,
+        "loras": [f"{lora.file} × {lora.weight:g}" for lora in report.model.loras],
         "engines": [
             {
                 "name": engine.name,

@@ -88,6 +88,7 @@ def generate_images(
         **asdict(settings),
         "model": packed["model"],
         "synthetic": packed["synthetic"],
+        "loras": packed["loras"],
         "engines": engines,
     }
     batch_size = images_per_call(networks, image, len(prompts))

@@ -23,14 +23,17 @@ def copy_pipeline_files(weights: Path, folder: Path) -> None:
         IntegrityError: a file is missing or altered.
     """
     info: dict[str, object] = {}
+    loras: dict[str, object] = {}
     for path in sorted(weights.glob(f"*/{MANIFEST}")):
         source = path.parent
         manifest = read_manifest(source, "weights", skip=_WEIGHTS)
         info |= {key: manifest.get(key) for key in ("model", "repo", "revision", "synthetic")}
+        if fused := manifest.get("loras"):
+            loras[source.name] = fused
         for name in manifest["files"]:
             if not fnmatch.fnmatch(name, _WEIGHTS):
                 target = folder / source.name / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, target)
     shutil.copyfile(weights / "model_index.json", folder / "model_index.json")
-    write_manifest(folder, "pipeline", info)
+    write_manifest(folder, "pipeline", {**info, "loras": loras})

@@ -65,6 +65,7 @@ def write_engine(target: str, component: str, precision: str, batch: Any = 2) ->
             "layers": {"Conv": 3},
             "settings": {"backend": "onnxruntime", "build": {"optimization_level": "all"}},
             "synthetic": True,
+            "loras": [],
             "onnx": {
                 "name": f"{component}-{precision}",
                 "exporter": "dynamo",
@@ -187,6 +188,8 @@ def sections(
         "seed": 0,
         "dtype": "fp32",
         "parameters": {"unet": 1_500_000},
+        "lora_folder": "loras",
+        "loras": [],
     }
     values = {
         "model": model,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from diffusion_engines import config
 from diffusion_engines.errors import IntegrityError
 from diffusion_engines.report.page import write_report
 
@@ -78,6 +80,20 @@ def test_page_calls_random_weights_synthetic(fleet, source, shown) -> None:
             path.write_text(json.dumps(json.loads(path.read_text()) | {"synthetic": False}))
     assert ("Synthetic weights." in words_of(written(made))) is shown
     assert summary(made)["synthetic"] is shown
+
+
+def test_page_names_what_was_fused(fleet) -> None:
+    made = fleet()
+    assert "LoRA" not in words_of(written(made))
+    assert summary(made)["loras"] == []
+    path = Path("artifacts/engines/cpu/unet/manifest.json")
+    entry = {"file": "ink.safetensors", "sha256": "c" * 64, "weight": 0.8, "layers": 56}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"loras": [entry]}))
+    model = made.arguments["model"]
+    lora = config.Lora("ink.safetensors", 0.8)
+    made.arguments["model"] = dataclasses.replace(model, loras=[lora])
+    assert f"ink.safetensors 0.8 56 layers of unet {'c' * 64}" in words_of(written(made))
+    assert summary(made)["loras"] == ["ink.safetensors × 0.8"]
 
 
 def test_synthetic_engines_are_named_so_whatever_the_config_says(fleet) -> None:

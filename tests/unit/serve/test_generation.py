@@ -84,6 +84,7 @@ def test_an_image_carries_its_settings_and_they_make_it_again(made: Path, worksp
     assert settings["prompt"] == "レモン, 'ripe'"
     assert settings["seed"] == 7 + 3
     assert settings["synthetic"] is True
+    assert settings["loras"] == {}
     with Image.open(path) as image:
         assert image.info["Description"] == "レモン, 'ripe'"
     for name in COMPONENTS:

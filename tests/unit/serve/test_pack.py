@@ -28,6 +28,14 @@ def test_everything_but_the_weights_is_there(tiny_weights: Path, tmp_path: Path)
     assert (manifest["model"], manifest["synthetic"]) == ("tiny", True)
 
 
+def test_the_loras_of_every_network_are_listed(weights_copy: Path, tmp_path: Path) -> None:
+    entry = {"file": "ink.safetensors", "sha256": "0" * 64, "weight": 0.8, "layers": 56}
+    path = weights_copy / "unet/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"loras": [entry]}))
+    copy_pipeline_files(weights_copy, tmp_path)
+    assert read_manifest(tmp_path, "pipeline")["loras"] == {"unet": [entry]}
+
+
 def test_a_damaged_config_is_refused_and_weights_are_not_read(
     weights_copy: Path, tmp_path: Path
 ) -> None:
