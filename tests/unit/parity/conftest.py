@@ -35,7 +35,10 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        CLIPModel(config).save_pretrained(folder)
+        model = CLIPModel(config)
+        # Random directions: turn the images' to the texts' half, for scores are at least 0.
+        model.visual_projection.weight.data.mul_(-1)
+        model.save_pretrained(folder)
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(images, tokenizer).save_pretrained(folder)
     return folder

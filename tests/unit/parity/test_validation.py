@@ -248,6 +248,7 @@ def test_a_clip_model_scores_the_images_and_the_reference(
     scores = details["scores"]["clip"]
     assert (len(scores["images"]), len(scores["reference"]), scores["missing"]) == (1, 1, "")
     assert metrics["clip"] == pytest.approx(metrics["clip_reference"], abs=0.05)
+    assert metrics["clip"] > 0
 
 
 def test_a_damaged_reference_is_refused(workspace: Path, tolerances: Any) -> None:
