@@ -1,9 +1,9 @@
 """Make the page, the tables and the figures that a person looks at.
 
 Reads   artifacts/: operators, quantization, engines, logs, reference, validation, benchmark,
-        fingerprints
+        images, fingerprints
 Writes  artifacts/report/: index.html (self-contained), breakdown-<target>.png,
-        parity-<target>.png, quantization.png, trajectory.gif, fleet.json
+        parity-<target>.png, latents-<target>.png, quantization.png, trajectory.gif, fleet.json
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,11 @@
-"""Compare a target's engines with the fp32 reference, per timestep, then as images.
+"""Compare a target's engines with the fp32 reference: each call, whole runs, and their images.
 
 Select it with `+target=cpu`. The measurements are written first; a missed tolerance fails after.
 
-Reads   artifacts/bundles/<target>/, artifacts/reference/, artifacts/weights/
-Writes  artifacts/validation/<target>/: errors of every call, the engines' images
-        artifacts/metrics/validate/<target>.json, artifacts/plots/validate/<target>.csv
+Reads   artifacts/bundles/<target>/, artifacts/reference/, artifacts/weights/, and the networks
+        that score images, where validate.scorers has some
+Writes  artifacts/validation/<target>/: errors of every call and every step, the engines' images
+        artifacts/metrics/validate/<target>.json, artifacts/plots/validate/<target>/
 """
 
 from dataclasses import dataclass
@@ -34,14 +35,14 @@ def main(cfg: Config) -> None:
             cfg.validate,
             folder,
             layout.metrics("validate", cfg.target),
-            layout.plot("validate", cfg.target),
+            layout.plots("validate", cfg.target),
             device=config.device_of(cfg.targets[cfg.target]),
         )
     if misses:
         raise GateError(
             f"the engines of {cfg.target} miss {len(misses)} tolerance(s):\n  - "
             + "\n  - ".join(misses[:20]),
-            fix="if the precision is known to cost this much, widen validate.components in\n"
+            fix="if the precision is known to cost this much, widen its tolerance in\n"
             f"conf/validate/; the measurements are in {layout.validation(cfg.target)}",
         )
 

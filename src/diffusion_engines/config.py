@@ -270,6 +270,14 @@ class Gate:
 
 
 @dataclass(config=_STRICT)
+class LatentsGate:
+    """What the latents of a whole run may differ from the fp32 reference's, after any step."""
+
+    rel_l2: Annotated[float, Field(gt=0)]
+    cosine: Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(config=_STRICT)
 class ImageGate:
     """What a final image must reach beside the reference image: PSNR in dB, SSIM up to 1."""
 
@@ -282,7 +290,9 @@ class Validate:
     """Tolerances by component and precision (conf/validate/)."""
 
     components: dict[Component, dict[EnginePrecision, Gate]]
+    latents: dict[EnginePrecision, LatentsGate]
     images: dict[EnginePrecision, ImageGate]
+    scorers: str  # a folder with pretrained networks that score images; parity/scorers.py
 
 
 @dataclass(config=_STRICT)

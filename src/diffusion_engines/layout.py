@@ -98,6 +98,11 @@ def plot(stage: str, target: str) -> Path:
     return ARTIFACTS / "plots" / stage / f"{target}.csv"
 
 
+def plots(stage: str, target: str) -> Path:
+    """The tables that ``dvc plots show`` draws, where a stage has several."""
+    return ARTIFACTS / "plots" / stage / target
+
+
 def log(stage: str, key: str | None) -> Path:
     """Time and memory of a stage, and the log of the tool that it ran."""
     return ARTIFACTS / "logs" / stage / key if key else ARTIFACTS / "logs" / stage

@@ -177,3 +177,9 @@ def test_stages_import_the_library_and_never_each_other() -> None:
 def test_every_output_lies_in_artifacts(name: str) -> None:
     outs = [o if isinstance(o, str) else next(iter(o)) for o in definition(name)["outs"]]
     assert all(out.startswith("artifacts/") for out in outs)
+
+
+def test_the_networks_that_score_images_are_a_dependency_that_a_clone_has() -> None:
+    assert "${validate.scorers}" in definition("validate")["deps"]
+    scorers = yaml.safe_load((ROOT / "params.yaml").read_text())["validate"]["scorers"]
+    assert (ROOT / scorers / ".gitkeep").is_file()

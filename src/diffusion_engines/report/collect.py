@@ -100,14 +100,43 @@ class ComponentParity:
 
 
 @dataclass(frozen=True)
+class LatentsParity:
+    """How far the latents of whole runs are from the reference's, beside their tolerance.
+
+    ``rel_l2[image][step]`` and ``cosine[image][step]`` are those after each step; ``worst`` and
+    ``gate`` have the keys rel_l2, cosine, and ``worst`` also not_finite.
+    """
+
+    worst: Mapping[str, float]
+    gate: Mapping[str, float]
+    rel_l2: tuple[tuple[float, ...], ...]
+    cosine: tuple[tuple[float, ...], ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the latents are within tolerance after every step; NaN never is."""
+        return (
+            self.worst["not_finite"] == 0
+            and self.worst["rel_l2"] <= self.gate["rel_l2"]
+            and self.worst["cosine"] >= self.gate["cosine"]
+        )
+
+
+@dataclass(frozen=True)
 class ImageParity:
-    """A final image of the engines beside that of the reference: PSNR in dB, SSIM up to 1."""
+    """A final image of the engines beside that of the reference: PSNR in dB, SSIM up to 1.
+
+    LPIPS (0 is equal) and CLIP scores (up to 100) are None where they were not measured.
+    """
 
     index: int
     path: Path
     psnr: float
     ssim: float
     passed: bool
+    lpips: float | None = None
+    clip: float | None = None
+    clip_reference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +145,10 @@ class Validation:
 
     target: str
     components: tuple[ComponentParity, ...]
+    latents: LatentsParity
     images: tuple[ImageParity, ...]
     image_gate: Mapping[str, float]
+    not_scored: Mapping[str, str]  # LPIPS and CLIP, where they were not measured, and why
     misses: tuple[str, ...]
 
     @property
@@ -126,8 +157,27 @@ class Validation:
         return (
             not self.misses
             and all(component.passed for component in self.components)
+            and self.latents.passed
             and all(image.passed for image in self.images)
         )
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """An image of a prompt of the config, and how it came about; None: no animation was made."""
+
+    prompt: str
+    seed: int
+    path: Path
+    animation: Path | None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the engines of a target painted (``stages/generate.py``)."""
+
+    settings: Mapping[str, Any]
+    images: tuple[GeneratedImage, ...]
 
 
 @dataclass(frozen=True)
@@ -223,6 +273,7 @@ class Report:
     measure: tuple[str, ...]
     validations: Mapping[str, Validation]
     benchmarks: Mapping[str, Benchmark]
+    generated: Mapping[str, Generated]
     operators: tuple[Operators, ...]
     quantizations: tuple[Quantization, ...]
     reference: Reference
@@ -279,6 +330,7 @@ def collect(
             t: _validation(t, reference) for t in measured if _validation_json(t).is_file()
         },
         benchmarks={t: _benchmark(t) for t in measured if _benchmark_json(t).is_file()},
+        generated={t: _generated(t) for t in measured if _timings_json(t).is_file()},
         operators=tuple(_operators(name) for name in exports),
         quantizations=tuple(_quantization(name, item) for name, item in quantized.items()),
         reference=reference,
@@ -292,6 +344,10 @@ def _validation_json(target: str) -> Path:
 
 def _benchmark_json(target: str) -> Path:
     return layout.benchmark(target) / "benchmark.json"
+
+
+def _timings_json(target: str) -> Path:
+    return layout.images(target) / "timings.json"
 
 
 def _engine(name: str, engine: config.Engine) -> Engine:
@@ -322,7 +378,12 @@ def _validation(target: str, reference: Reference) -> Validation:
         )
         for name in sorted(found["components"])  # text encoders, UNet, VAE: as they run
     )
-    gate = found["image_gate"]
+    gate, scores = found["image_gate"], found["scores"]
+
+    def score(name: str, whose: str, index: int) -> float | None:
+        values = scores[name][whose]
+        return values[index] if values else None
+
     images = tuple(
         ImageParity(
             index=index,
@@ -330,10 +391,36 @@ def _validation(target: str, reference: Reference) -> Validation:
             psnr=image["psnr"],
             ssim=image["ssim"],
             passed=image["psnr"] >= gate["psnr"] and image["ssim"] >= gate["ssim"],
+            lpips=score("lpips", "images", index),
+            clip=score("clip", "images", index),
+            clip_reference=score("clip", "reference", index),
         )
         for index, image in enumerate(found["images"][: len(reference.prompts)])
     )
-    return Validation(target, components, images, gate, tuple(found["misses"]))
+    return Validation(
+        target=target,
+        components=components,
+        latents=_latents(target, found),
+        images=images,
+        image_gate=gate,
+        not_scored={name: one["missing"] for name, one in scores.items() if one["missing"]},
+        misses=tuple(found["misses"]),
+    )
+
+
+def _latents(target: str, found: Mapping[str, Any]) -> LatentsParity:
+    rel_l2: dict[str, list[float]] = {}
+    cosine: dict[str, list[float]] = {}
+    with (layout.validation(target) / "trajectory.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            rel_l2.setdefault(row["image"], []).append(float(row["rel_l2"]))
+            cosine.setdefault(row["image"], []).append(float(row["cosine"]))
+    return LatentsParity(
+        worst=found["latents"],
+        gate=found["latents_gate"],
+        rel_l2=tuple(map(tuple, rel_l2.values())),
+        cosine=tuple(map(tuple, cosine.values())),
+    )
 
 
 def _calls(path: Path) -> dict[str, tuple[float, ...]]:
@@ -361,6 +448,23 @@ def _benchmark(target: str) -> Benchmark:
     return Benchmark(
         target, **{key: found[key] for key in keys} | {"runners": dict(found["runners"])}
     )
+
+
+def _generated(target: str) -> Generated:
+    found = read_json(_timings_json(target))
+    images = []
+    for index, prompt in enumerate(found["prompts"]):
+        path = layout.images(target) / f"image-{index:02d}.png"
+        animation = path.with_suffix(".gif")
+        images.append(
+            GeneratedImage(
+                prompt=prompt,
+                seed=found["seed"] + index,
+                path=path,
+                animation=animation if animation.is_file() else None,
+            )
+        )
+    return Generated(found, tuple(images))
 
 
 def _operators(name: str) -> Operators:

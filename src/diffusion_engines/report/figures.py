@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from diffusion_engines.report.collect import Benchmark, ComponentParity, Quantization, Validation
+from diffusion_engines.report.collect import Benchmark, LatentsParity, Quantization, Validation
 from diffusion_engines.report.text import number, words
 
 # The parts of the total, in the order in which they run; colours that print and colour-blind
@@ -32,6 +32,7 @@ _PRECISIONS = {
     "fp8": "#E69F00",
     "int8": "#D55E00",
 }
+_TOLERANCE = "#D55E00"
 _STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -84,41 +85,34 @@ def draw_parity(path: Path, validation: Validation, batches: int) -> None:
     """
     with plt.rc_context(_STYLE):
         parts = [part for part in validation.components if part.calls]
-        figure, all_axes = plt.subplots(
-            1, len(parts), figsize=(max(4.2, 3.1 * len(parts)), 2.8), layout="constrained"
-        )
-        low, high = _limits(parts)
-        for axes, part in zip([all_axes] if len(parts) == 1 else all_axes, parts, strict=True):
-            colour = _COMPONENTS.get(part.component, "#555555")
+        figure, grid = _panels(len(parts))
+        limits = _limits([v for part in parts for v in (*part.calls, part.gate["rel_l2"])])
+        for axes, part in zip(grid, parts, strict=True):
             runs = batches if len(part.calls) % max(batches, 1) == 0 else 1
             steps = len(part.calls) // runs
-            for run in range(runs):
-                values = part.calls[run * steps : (run + 1) * steps]
-                # A perfect match lies on the lower edge; a broken call is a cross on the upper.
-                drawn = [max(v, low) if math.isfinite(v) else math.nan for v in values]
-                axes.plot(range(1, steps + 1), drawn, color=colour, marker="o", ms=3, lw=1)
-                broken = [call for call, v in enumerate(values, 1) if not math.isfinite(v)]
-                if broken:
-                    style: Any = {"color": "#D55E00", "marker": "x", "ls": "", "clip_on": False}
-                    # Outside the axes, where the layout must not make room for it.
-                    axes.plot(broken, [high] * len(broken), in_layout=False, **style)
-            axes.axhline(part.gate["rel_l2"], color="#D55E00", ls="--", lw=1.2)
-            axes.text(
-                0.02,
-                part.gate["rel_l2"],
-                "tolerance",
-                color="#D55E00",
-                fontsize=8,
-                va="bottom",
-                transform=axes.get_yaxis_transform(),
-            )
-            axes.set_yscale("log")
-            axes.set_ylim(low, high)
+            lines = [part.calls[run * steps : (run + 1) * steps] for run in range(runs)]
+            colour = _COMPONENTS.get(part.component, "#555555")
+            _draw_errors(axes, lines, part.gate["rel_l2"], limits, colour)
             axes.set_title(f"{words(part.component)}, {part.precision}", fontsize=10)
             axes.set_xlabel("step" if part.component == "unet" else "call")
-            axes.set_xlim(0.5, steps + 0.5)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.supylabel("relative L2 error", fontsize=10)
+        _save(figure, path)
+
+
+def draw_latents(path: Path, latents: LatentsParity) -> None:
+    """Draw how far the latents of whole runs are after every step, a line per image."""
+    with plt.rc_context(_STYLE):
+        figure, grid = _panels(2)
+        distances = [[1 - value for value in line] for line in latents.cosine]
+        panels = (
+            ("relative L2 error", latents.rel_l2, latents.gate["rel_l2"]),
+            ("1 − cosine", distances, 1 - latents.gate["cosine"]),
+        )
+        for axes, (title, lines, tolerance) in zip(grid, panels, strict=True):
+            limits = _limits([tolerance, *(value for line in lines for value in line)])
+            _draw_errors(axes, lines, tolerance, limits, _COMPONENTS["unet"])
+            axes.set_title(f"latents, {title}", fontsize=10)
+            axes.set_xlabel("after step")
         _save(figure, path)
 
 
@@ -175,10 +169,51 @@ def draw_quantization(path: Path, quantizations: Sequence[Quantization], batches
         _save(figure, path)
 
 
-def _limits(parts: Sequence[ComponentParity]) -> tuple[float, float]:
-    """One range for all components, around every finite error and every tolerance."""
-    values = [v for part in parts for v in (*part.calls, part.gate["rel_l2"]) if 0 < v < math.inf]
-    return 10.0 ** math.floor(math.log10(min(values)) - 0.15), max(values) * 10**0.4
+def _panels(count: int) -> tuple[Any, Any]:
+    figure, grid = plt.subplots(
+        1, count, figsize=(max(4.2, 3.1 * count), 2.8), layout="constrained", squeeze=False
+    )
+    return figure, grid[0]
+
+
+def _draw_errors(
+    axes: Any,
+    lines: Sequence[Sequence[float]],
+    tolerance: float,
+    limits: tuple[float, float],
+    colour: str,
+) -> None:
+    """Draw a line per run on a logarithmic axis, and the tolerance across."""
+    low, high = limits
+    for values in lines:
+        # A perfect match lies on the lower edge; a broken call is a cross on the upper.
+        drawn = [max(v, low) if math.isfinite(v) else math.nan for v in values]
+        axes.plot(range(1, len(values) + 1), drawn, color=colour, marker="o", ms=3, lw=1)
+        broken = [call for call, v in enumerate(values, 1) if not math.isfinite(v)]
+        if broken:
+            style: Any = {"color": _TOLERANCE, "marker": "x", "ls": "", "clip_on": False}
+            # Outside the axes, where the layout must not make room for it.
+            axes.plot(broken, [high] * len(broken), in_layout=False, **style)
+    axes.axhline(tolerance, color=_TOLERANCE, ls="--", lw=1.2)
+    axes.text(
+        0.02,
+        tolerance,
+        "tolerance",
+        color=_TOLERANCE,
+        fontsize=8,
+        va="bottom",
+        transform=axes.get_yaxis_transform(),
+    )
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.set_xlim(0.5, max(map(len, lines)) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """One range around every finite error and every tolerance."""
+    positive = [value for value in values if 0 < value < math.inf]
+    return 10.0 ** math.floor(math.log10(min(positive)) - 0.15), max(positive) * 10**0.4
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -67,6 +67,11 @@ def last_frame(frames: Sequence[Path], steps: Sequence[int]) -> bytes:
     return png_bytes(_labelled(_resized(_rgb(frames[-1])), steps[-1], steps[-1]))
 
 
+def still(image: Path) -> bytes:
+    """An image as a PNG of the size that animations have."""
+    return png_bytes(_resized(_rgb(image)))
+
+
 def png_bytes(picture: Image.Image) -> bytes:
     """Encode a picture without metadata."""
     buffer = io.BytesIO()

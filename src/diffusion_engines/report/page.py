@@ -13,9 +13,21 @@ from diffusion_engines import config
 from diffusion_engines.files import write_json
 from diffusion_engines.report import text
 from diffusion_engines.report.collect import Benchmark, Engine, Report, collect
-from diffusion_engines.report.figures import draw_breakdown, draw_parity, draw_quantization
-from diffusion_engines.report.images import amplified_difference, last_frame, write_trajectory
+from diffusion_engines.report.figures import (
+    draw_breakdown,
+    draw_latents,
+    draw_parity,
+    draw_quantization,
+)
+from diffusion_engines.report.images import (
+    amplified_difference,
+    last_frame,
+    still,
+    write_trajectory,
+)
 
+# Generated images of each target that the page holds, so that it stays small.
+_SHOWN = 3
 _MIME = {".png": "image/png", ".gif": "image/gif"}
 
 
@@ -42,6 +54,8 @@ def write_report(
     for target, validation in report.validations.items():
         figures[f"parity-{target}"] = folder / f"parity-{target}.png"
         draw_parity(figures[f"parity-{target}"], validation, report.reference.batches)
+        figures[f"latents-{target}"] = folder / f"latents-{target}.png"
+        draw_latents(figures[f"latents-{target}"], validation.latents)
     if report.quantizations:
         figures["quantization"] = folder / "quantization.png"
         draw_quantization(figures["quantization"], report.quantizations, report.reference.batches)
@@ -63,6 +77,7 @@ def render(report: Report, figures: Mapping[str, Path]) -> str:
     environment.globals["data_uri"] = data_uri
     environment.globals["difference"] = amplified_difference
     environment.globals["last_frame"] = last_frame
+    environment.globals["still"] = still
     css, _, _ = loader.get_source(environment, "page.css")
     return environment.get_template("page.html.j2").render(
         report=report,
@@ -71,6 +86,7 @@ def render(report: Report, figures: Mapping[str, Path]) -> str:
         parity=parity_text,
         status=engine_status,
         run_rows=run_rows,
+        shown=_SHOWN,
     )
 
 

@@ -9,9 +9,14 @@ import pytest
 import torch
 import yaml
 
-from diffusion_engines.config import Gate, ImageGate, params_from_config
+from diffusion_engines.config import Gate, ImageGate, LatentsGate, params_from_config
 from diffusion_engines.errors import ConfigError
-from diffusion_engines.parity.gates import gate_of, misses_of_component, misses_of_images
+from diffusion_engines.parity.gates import (
+    gate_of,
+    misses_of_component,
+    misses_of_images,
+    misses_of_latents,
+)
 from diffusion_engines.parity.metrics import difference, psnr, ssim
 from diffusion_engines.runtime.networks import example_inputs
 from tests.conftest import ROOT, load
@@ -56,6 +61,23 @@ def test_all_misses_are_collected() -> None:
     assert all("call 1" in miss for miss in misses)
     images = misses_of_images(ImageGate(30.0, 0.9), [{"psnr": 20.0, "ssim": 0.5}])
     assert len(images) == 2
+
+
+def test_latents_miss_at_the_first_step_that_is_off() -> None:
+    reference = torch.ones(8)
+    steps = [difference(reference * (1 + error), reference) for error in (0.0, 0.01, 0.3, 0.4)]
+    assert misses_of_latents(LatentsGate(0.5, 0.9), [steps]) == []
+    assert misses_of_latents(LatentsGate(0.1, 0.9), [steps[:2], steps]) == [
+        "latents of image 1, step 3 of 4: rel_l2 3.00e-01 > 1.00e-01"
+    ]
+    turned = reference.clone()
+    turned[0] = -1
+    (miss,) = misses_of_latents(LatentsGate(2.0, 0.9), [[difference(turned, reference)]])
+    assert "cosine 0.7500000 < 0.9" in miss
+    (miss,) = misses_of_latents(
+        LatentsGate(2.0, 0.1), [[difference(torch.full((8,), NAN), reference)]]
+    )
+    assert "8 values are NaN or infinite" in miss
 
 
 def test_a_missing_tolerance_is_named() -> None:

@@ -29,6 +29,7 @@ from diffusion_engines.errors import ConfigError, IntegrityError
 from diffusion_engines.files import write_manifest
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.parity import validation
+from diffusion_engines.parity.scorers import ALEXNET
 from diffusion_engines.parity.validation import validate_target
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
@@ -108,7 +109,7 @@ def validate(tolerances: Any, components: dict[str, str] = ALL) -> list[str]:
         tolerances,
         folder,
         layout.metrics("validate", "cpu"),
-        layout.plot("validate", "cpu"),
+        layout.plots("validate", "cpu"),
         device="cpu",
     )
 
@@ -118,6 +119,11 @@ def results() -> tuple[dict[str, Any], dict[str, Any]]:
         json.loads(layout.metrics("validate", "cpu").read_text()),
         json.loads((layout.validation("cpu") / "validation.json").read_text()),
     )
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def rewrite_weights(component: str, change: Any) -> None:
@@ -145,15 +151,23 @@ def test_sound_engines_meet_the_default_tolerances(workspace: Path, tolerances: 
     assert metrics["psnr"] > 60
     assert metrics["ssim"] > 0.999
     assert details["misses"] == []
-    with (layout.validation("cpu") / "steps.csv").open() as file:
-        calls = [row["component"] for row in csv.DictReader(file)]
+    calls = [row["component"] for row in table(layout.validation("cpu") / "steps.csv")]
     assert {name: calls.count(name) for name in calls} == {
         "text_encoder": 2,  # with and without the prompt
         "unet": STEPS,
         "vae_decoder": 1,
     }
-    with layout.plot("validate", "cpu").open() as file:
-        assert [row["component"] for row in csv.DictReader(file)] == ["unet"] * STEPS
+    assert {row["component"] for row in table(layout.plots("validate", "cpu") / "unet.csv")} == {
+        "unet"
+    }
+    latents = table(layout.validation("cpu") / "trajectory.csv")
+    assert [(row["image"], row["step"]) for row in latents] == [
+        ("0", str(step)) for step in range(1, STEPS + 1)
+    ]
+    assert metrics["latents_rel_l2"] == max(float(row["rel_l2"]) for row in latents)
+    assert 0 < metrics["latents_rel_l2"] < 1e-4
+    assert metrics["latents_cosine"] > 0.999999
+    assert table(layout.plots("validate", "cpu") / "latents.csv") == latents
     assert (layout.validation("cpu") / "image-00.png").is_file()
 
 
@@ -170,6 +184,10 @@ def test_a_broken_engine_is_reported_and_the_measurements_are_kept(
     metrics, details = results()
     assert metrics["unet_rel_l2"] > 1e-4
     assert details["misses"] == misses
+    # Of a whole run, the first step that is out of tolerance; later ones only inherit it.
+    assert len([miss for miss in misses if miss.startswith("latents of image 0, step ")]) == 1
+    found = [float(row["rel_l2"]) for row in table(layout.validation("cpu") / "trajectory.csv")]
+    assert max(found) == metrics["latents_rel_l2"] > tolerances.latents["fp32"].rel_l2
 
 
 def test_nan_in_an_engine_is_counted_and_its_image_is_worthless(
@@ -182,6 +200,7 @@ def test_nan_in_an_engine_is_counted_and_its_image_is_worthless(
     misses = validate(tolerances)
     assert any("values are NaN or infinite" in miss for miss in misses)
     assert any("image 0: PSNR 0.0 dB" in miss for miss in misses)
+    assert any(miss.startswith("latents of image 0, step 1 of 3: ") for miss in misses)
     metrics, _ = results()
     assert metrics["not_finite"] > 0
     assert (metrics["psnr"], metrics["ssim"]) == (0, 0)
@@ -202,8 +221,33 @@ def test_a_missing_tolerance_fails_before_an_engine_is_loaded(
     lacking = replace(tolerances, components={"unet": {}})
     with pytest.raises(ConfigError, match=r"validate\.components\.unet\.fp32 has no tolerance"):
         validate(lacking, {"unet": "fp32"})
-    with pytest.raises(ConfigError, match=r"validate\.images\.fp32 has no tolerance"):
-        validate(replace(tolerances, images={}), {"unet": "fp32"})
+    for section in ("latents", "images"):
+        with pytest.raises(ConfigError, match=rf"validate\.{section}\.fp32 has no tolerance"):
+            validate(replace(tolerances, **{section: {}}), {"unet": "fp32"})
+
+
+def test_scorers_that_are_not_there_are_said_to_be_not_there(
+    workspace: Path, tolerances: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert validate(tolerances) == []
+    metrics, details = results()
+    printed = capsys.readouterr().out
+    assert metrics["lpips"] is metrics["clip"] is metrics["clip_reference"] is None
+    for name, path in (("lpips", f"lpips/checkpoints/{ALEXNET}"), ("clip", "clip")):
+        reason = f"models/scorers/{path} is not there"
+        assert details["scores"][name] == {"images": None, "reference": None, "missing": reason}
+        assert f"{name}: not measured, {reason}" in printed
+
+
+def test_a_clip_model_scores_the_images_and_the_reference(
+    workspace: Path, tolerances: Any, tiny_clip: Path
+) -> None:
+    assert validate(replace(tolerances, scorers=str(tiny_clip.parent))) == []
+    metrics, details = results()
+    scores = details["scores"]["clip"]
+    assert (len(scores["images"]), len(scores["reference"]), scores["missing"]) == (1, 1, "")
+    assert metrics["clip"] == pytest.approx(metrics["clip_reference"], abs=0.05)
+    assert metrics["clip"] > 0
 
 
 def test_a_damaged_reference_is_refused(workspace: Path, tolerances: Any) -> None:
@@ -226,6 +270,6 @@ def test_every_precision_has_tolerances_and_a_place_among_the_others() -> None:
     precisions = {*typing.get_args(Precision), *typing.get_args(QuantizedPrecision)}
     assert set(validation._PRECISIONS) == precisions
     tolerances = params_from_config(yaml.safe_load((ROOT / "params.yaml").read_text()))["validate"]
-    assert set(tolerances.images) == precisions
+    assert set(tolerances.images) == set(tolerances.latents) == precisions
     for component in COMPONENTS:
         assert set(tolerances.components[component]) == precisions

@@ -109,7 +109,9 @@ def write_quantization(name: str, source: str, calls: list[float]) -> None:
         rows.writerows([i, v / 100, v, 1.0, 1.0, 0] for i, v in enumerate(calls))
 
 
-def write_validation(target: str, components: dict[str, str], rel_l2: float = 1e-5) -> None:
+def write_validation(
+    target: str, components: dict[str, str], rel_l2: float, scores: dict[str, Any]
+) -> None:
     broken = int(rel_l2 == float("inf"))
     worst = {"rel_l2": rel_l2, "max_abs": 1e-4, "cosine": 0.999999, "not_finite": broken}
     write(
@@ -119,9 +121,17 @@ def write_validation(target: str, components: dict[str, str], rel_l2: float = 1e
             "gates": dict.fromkeys(components, GATE),
             "image_gate": {"psnr": 60.0, "ssim": 0.999},
             "images": [{"psnr": 100.0, "ssim": 1.0}, {"psnr": 61.5, "ssim": 0.9995}],
+            "latents": worst,
+            "latents_gate": {"rel_l2": 2e-3, "cosine": 0.9999},
+            "scores": scores,
             "misses": [],
         },
     )
+    with Path(f"artifacts/validation/{target}/trajectory.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "step", "rel_l2", "max_abs", "cosine", "not_finite"])
+        for image in range(2):
+            rows.writerows([image, s + 1, rel_l2, 1e-4, 0.999999, broken] for s in range(STEPS))
     with Path(f"artifacts/validation/{target}/steps.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["component", "call", "rel_l2", "max_abs", "cosine", "not_finite"])
@@ -131,6 +141,16 @@ def write_validation(target: str, components: dict[str, str], rel_l2: float = 1e
             )
     for index in range(2):
         picture(f"artifacts/validation/{target}/image-{index:02d}.png", 100 + 3 * index)
+
+
+def write_generated(target: str, count: int, *, animated: bool) -> None:
+    settings = {"scheduler": "euler", "steps": 9, "guidance_scale": 5.0, "height": 8, "width": 16}
+    prompts = [f"fruit number {index}" for index in range(count)]
+    write(f"artifacts/images/{target}/timings.json", settings | {"prompts": prompts, "seed": 7})
+    for index in range(count):
+        picture(f"artifacts/images/{target}/image-{index:02d}.png", 20 * index)
+        if animated:
+            picture(f"artifacts/images/{target}/image-{index:02d}.gif", 20 * index)
 
 
 def write_benchmark(target: str, components: dict[str, str], gpus: list[str]) -> None:
@@ -221,6 +241,12 @@ def sections(
     return config.sections_from_config(values, list(values))
 
 
+NOT_SCORED = {
+    name: {"images": None, "reference": None, "missing": f"models/scorers/{name} is not there"}
+    for name in ("lpips", "clip")
+}
+
+
 @pytest.fixture
 def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
     """Make artifacts and return the arguments of ``write_report`` and an empty folder for it."""
@@ -235,6 +261,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Simp
         gpus: tuple[str, ...] = (),
         batch: Any = 2,
         quantized: dict[str, str] | None = None,
+        scores: dict[str, Any] = NOT_SCORED,
         errors: tuple[float, ...] = (0.02, 0.03, 0.05, 0.02, 0.03, 0.04),
     ) -> SimpleNamespace:
         engines = engines or {"cpu-text_encoder": "fp32", "cpu-unet": "fp32", "rtx-unet": "fp16"}
@@ -252,7 +279,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Simp
                 for e in arguments["engines"].values()
                 if e.target == target
             }
-            write_validation(target, components, rel_l2)
+            write_validation(target, components, rel_l2, scores)
             write_benchmark(target, components, list(gpus))
         folder = tmp_path / "out"
         folder.mkdir(exist_ok=True)

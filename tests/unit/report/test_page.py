@@ -13,6 +13,7 @@ import pytest
 from diffusion_engines import config
 from diffusion_engines.errors import IntegrityError
 from diffusion_engines.report.page import write_report
+from tests.unit.report.conftest import write_generated
 
 
 def written(made: SimpleNamespace) -> str:
@@ -161,8 +162,69 @@ def test_several_targets_each_name_their_hardware(fleet) -> None:
     made = fleet(engines, measure=("cpu", "cuda"), gpus=("GPU A", "GPU A"))
     assert "2 × GPU A" in words_of(written(made))
     assert {path.name for path in made.folder.glob("*.png")} == {
-        f"{figure}-{target}.png" for figure in ("breakdown", "parity") for target in ("cpu", "cuda")
+        f"{figure}-{target}.png"
+        for figure in ("breakdown", "latents", "parity")
+        for target in ("cpu", "cuda")
     }
+
+
+def test_latents_along_the_runs_stand_beside_their_gate(fleet) -> None:
+    made = fleet()
+    text = words_of(written(made))
+    runs = text.split("whole runs from the same noise")[1]
+    assert "relative L2 1.0e-05 (≤ 2.0e-03)" in runs
+    assert "cosine 0.9999990 (≥ 0.9999)" in runs
+    assert (made.folder / "latents-cpu.png").stat().st_size > 5000
+    assert "MISSED" not in text
+    found = words_of(written(fleet({"cpu-unet": "fp32"}, rel_l2=5e-3)))
+    assert "relative L2 5.0e-03 (≤ 2.0e-03)" in found
+    assert "MISSED" in found
+
+
+def test_scores_that_were_not_measured_say_why_and_once(fleet) -> None:
+    text = words_of(written(fleet()))
+    for label, name in (("LPIPS", "lpips"), ("CLIP score", "clip")):
+        assert text.count(f"{label} not measured: models/scorers/{name} is not there.") == 1
+    assert "LPIPS (AlexNet)" not in text
+
+
+def test_scores_stand_beside_the_images(fleet) -> None:
+    scores = {
+        "lpips": {"images": [0.0, 0.0123], "reference": None, "missing": ""},
+        "clip": {"images": [27.5, 31.25], "reference": [27.25, 31.0], "missing": ""},
+    }
+    text = words_of(written(fleet(scores=scores)))
+    assert "LPIPS 0.0123, CLIP score 31.25 (reference 31.00)" in text
+    assert "LPIPS (AlexNet): 0 is equal" in text
+    assert "not measured" not in text
+
+
+def test_differences_name_their_factor(fleet) -> None:
+    text = words_of(written(fleet()))
+    assert "no difference in 8 bits" in text
+    assert "difference × 64; largest 3 of 255" in text
+
+
+def test_generated_images_stand_with_their_prompts(fleet) -> None:
+    made = fleet()
+    assert "What the engines paint" not in words_of(written(made))
+    write_generated("cpu", 2, animated=True)
+    page = written(made)
+    assert page.count("data:image/gif") == 3  # and the reference's
+    text = words_of(page)
+    assert "cpu: euler, 9 steps, guidance 5.0, 16 × 8 pixels." in text
+    assert "“fruit number 1”, seed 8" in text
+
+
+def test_many_generated_images_are_counted_and_not_shown(fleet) -> None:
+    made = fleet()
+    write_generated("cpu", 5, animated=False)
+    page = written(made)
+    assert page.count("data:image/gif") == 1
+    text = words_of(page)
+    assert "The first 3 of 5 images; 2 more are in artifacts/images/cpu" in text
+    assert "fruit number 2" in text
+    assert "fruit number 3" not in text
 
 
 def test_stale_targets_are_not_read(fleet) -> None:
