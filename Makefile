@@ -48,7 +48,7 @@ lint: env ## ruff and mypy
 
 .PHONY: experiments
 experiments: env ## the table of experiments, with the columns that differ
-	@dvc exp show --no-pager --only-changed --drop '^(artifacts|conf|src|stages)' --drop Executor
+	@[ -t 1 ] || export COLUMNS=250; dvc exp show --no-pager --only-changed --drop '^(artifacts|conf|src|stages)' --drop Executor
 
 .PHONY: clean
 clean: ## remove what was built; the DVC cache stays

@@ -39,6 +39,7 @@ from diffusion_engines.onnx.quantize import (
 from diffusion_engines.onnx.simplify import simplify_graph
 from diffusion_engines.parity.graphs import GraphParity, compare_graphs
 from diffusion_engines.parity.metrics import Difference
+from diffusion_engines.runtime.conditioning import outputs_of
 from diffusion_engines.runtime.networks import example_inputs
 from diffusion_engines.runtime.recording import spread
 from tests.conftest import COMPONENTS, Loaded, load
@@ -77,7 +78,7 @@ class Graphs:
         for seed in range(count):
             inputs = example_inputs(loaded.inputs, "fp32", vocabulary=loaded.vocabulary, seed=seed)
             with torch.no_grad():
-                calls.append((inputs, loaded.module(*inputs)))
+                calls.append((inputs, outputs_of(loaded.module(*inputs))))
         return calls
 
     def source(self, name: str, precision: str, opset: int = 22) -> Path:
