@@ -95,7 +95,7 @@ def write_bundles(
     from diffusion_engines.runtime.bundle import wrap_engine
     from diffusion_engines.serve.pack import PIPELINE, copy_pipeline_files
 
-    target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all"))
+    target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
     module = backend("onnxruntime")
     origin = read_json(weights / "unet" / MANIFEST)
     for name in pipeline_of(weights).components:

@@ -182,6 +182,7 @@ class OnnxRuntimeBuild:
     """Graph optimization of ONNX Runtime (conf/build/onnxruntime.yaml)."""
 
     optimization_level: Literal["disabled", "basic", "extended", "all"]
+    tf32: bool
 
 
 @dataclass(config=_STRICT)
@@ -200,6 +201,7 @@ class TensorRTRTXBuild:
     max_aux_streams: NonNegativeInt | None
     tiling_optimization_level: Literal["none", "fast", "moderate", "full"]
     profiling_verbosity: Literal["layer_names_only", "detailed", "none"]
+    tf32: bool
 
 
 @dataclass(config=_STRICT)

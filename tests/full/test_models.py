@@ -35,7 +35,7 @@ PRECISIONS = {  # those of fleet=sdxl, whose VAE overflows in fp16
     "unet": "fp16",
     "vae_decoder": "fp32",
 }
-ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none"))
+ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none", tf32=False))
 
 
 @pytest.mark.parametrize("name", PRECISIONS)

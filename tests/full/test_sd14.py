@@ -122,7 +122,7 @@ EXPORTS = {
     "dynamo": ("dynamo", 18, []),
     "article": ("torchscript", 12, ["expand_for_broadcast_to", "explicit_attention"]),
 }
-ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none"))
+ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none", tf32=False))
 
 
 @pytest.mark.parametrize("option", EXPORTS)

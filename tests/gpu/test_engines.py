@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +60,18 @@ def target_here(name: str, torchscript: bool = False) -> Any:
         onnxruntime = pytest.importorskip("onnxruntime")
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             pytest.skip("this ONNX Runtime is not onnxruntime-gpu")
-        return OnnxRuntimeTarget(name, "cuda", OnnxRuntimeBuild("all"))
+        return OnnxRuntimeTarget(name, "cuda", OnnxRuntimeBuild("all", tf32=False))
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
     if name == "tensorrt":
         return TensorRTTarget(name, torch.cuda.get_device_name(), capability, torchscript, BUILD)
     if capability not in RTX_CAPABILITIES:
         pytest.skip(f"TensorRT-RTX does not run on {capability}")
-    settings = TensorRTRTXBuild(None, "none", "layer_names_only")
+    settings = TensorRTRTXBuild(None, "none", "layer_names_only", tf32=False)
     return TensorRTRTXTarget(name, [capability], settings, torchscript)
 
 
-def make_bundle(name: str, loaded: Any, target: Any, folder: Path) -> Path:
+def make_bundle(name: str, loaded: Any, target: Any, folder: Path, precision: str = "fp16") -> Path:
     folders = {step: folder / step for step in ("graph", "engine", "bundle")}
     for path in folders.values():
         path.mkdir(parents=True)
@@ -79,7 +79,7 @@ def make_bundle(name: str, loaded: Any, target: Any, folder: Path) -> Path:
         loaded.module,
         loaded.inputs,
         folders["graph"],
-        precision="fp16",
+        precision=precision,
         exporter="dynamo",
         opset=18,
         patches=[],
@@ -87,12 +87,13 @@ def make_bundle(name: str, loaded: Any, target: Any, folder: Path) -> Path:
     )
     module = backend(target.backend)
     specs = [asdict(value) for value in loaded.inputs]
-    result = module.build(folders["graph"] / "model.onnx", folders["engine"], target, specs, "fp16")
-    assert result.precisions["fp16"] > 0
+    graph = folders["graph"] / "model.onnx"
+    result = module.build(graph, folders["engine"], target, specs, precision)
+    assert result.precisions[precision] > 0
     info = {
         "name": f"here-{name}",
         "component": name,
-        "precision": "fp16",
+        "precision": precision,
         "inputs": specs,
         "backend": target.backend,
         "builder": result.builder,
@@ -139,6 +140,25 @@ def test_onnxruntime_computes_what_pytorch_does(
     inputs = example_inputs(loaded.inputs, "fp16", vocabulary=loaded.vocabulary)
     assert module(*(tensor.cuda() for tensor in inputs)).is_cuda
     check(module, loaded, seeds=(0, 1, 2))  # a session that does not wait for PyTorch would show
+
+
+def test_onnxruntime_in_fp32_is_fp32_unless_tf32_is_asked_for(
+    tiny_weights: Path, tmp_path: Path
+) -> None:
+    """Against PyTorch on the CPU, whose fp32 is the reference's."""
+    target = target_here("onnxruntime")
+    loaded = load(tiny_weights, "vae_decoder", "fp32")
+    inputs = example_inputs(loaded.inputs, "fp32")
+    with torch.no_grad():
+        expected = loaded.module(*inputs)
+    errors = {}
+    for tf32 in (False, True):
+        asked = replace(target, build=replace(target.build, tf32=tf32))
+        bundle = make_bundle("vae_decoder", loaded, asked, tmp_path / str(tf32), "fp32")
+        found = load_bundle(bundle, "cuda")(*(tensor.cuda() for tensor in inputs))
+        errors[tf32] = difference(found.cpu(), expected).rel_l2
+    assert errors[False] < 1e-5
+    assert errors[True] > 10 * errors[False]
 
 
 # Both are PyTorch's own: while its compiler is imported, and while it warms up an empty graph.

@@ -181,7 +181,7 @@ FITTING = [
     for fleet in FLEETS
     for model in MODELS
     # One has a second text encoder, the other times its own model at a guidance of 7.5.
-    if (fleet != "sdxl" or model.startswith("sdxl")) and (fleet, model) != ("article", "sdxl-turbo")
+    if ("sdxl" not in fleet or "sdxl" in model) and (fleet, model) != ("article", "sdxl-turbo")
 ]
 
 
@@ -261,6 +261,7 @@ def rtx_on(capability: str) -> Callable[[dict[str, Any]], None]:
                 "max_aux_streams": None,
                 "tiling_optimization_level": "none",
                 "profiling_verbosity": "none",
+                "tf32": False,
             },
         }
         params["engines"]["a10-unet"]["backend"] = "tensorrt_rtx"

@@ -170,7 +170,7 @@ def engine_of(graph: Path, folder: Path, damage: Damage | None) -> torch.nn.Modu
     for name in ("graph", "engine", "bundle"):
         (folder / name).mkdir()
     save_with_external_data(model, folder / "graph" / MODEL)
-    target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all"))
+    target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
     module = backend("onnxruntime")
     specs = [asdict(value) for value in load(LEMON, "unet", image=IMAGE).inputs]
     result = module.build(folder / "graph" / MODEL, folder / "engine", target, specs, "fp32")

@@ -37,8 +37,8 @@ from tests.conftest import ROOT, load, write_bundles
 from tests.models import MODELS, small_image, write_reduced_weights
 
 PROMPT = "A big banana leaf with lemons in front of it"
-CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all"))
-ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none"))
+CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
+ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none", tf32=False))
 # Networks that differ between the models, in the precision that GPUs get; the one with the most
 # inputs also in fp32, which would show an error of the conversion alone.
 GRAPHS = [

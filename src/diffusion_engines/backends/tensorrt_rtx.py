@@ -132,6 +132,8 @@ def _builder_config(trt: Any, builder: Any, target: TensorRTRTXTarget) -> Any:
     config.profiling_verbosity = getattr(
         trt.ProfilingVerbosity, settings.profiling_verbosity.upper()
     )
+    if not settings.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)  # the builder has it on
     return config
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from diffusion_engines.backends import backend, check_dtypes, check_precision
 from diffusion_engines.backends import onnxruntime as onnxruntime_backend
+from diffusion_engines.backends import tensorrt_rtx as rtx_backend
 from diffusion_engines.backends.onnxruntime import instruction_set
 from diffusion_engines.backends.probe import probe_target
 from diffusion_engines.config import (
@@ -35,8 +37,8 @@ from diffusion_engines.runtime.bundle import load_bundle, wrap_engine
 from diffusion_engines.runtime.networks import example_inputs
 from tests.conftest import Loaded, load
 
-CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all"))
-RTX_BUILD = TensorRTRTXBuild(None, "none", "layer_names_only")
+CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
+RTX_BUILD = TensorRTRTXBuild(None, "none", "layer_names_only", tf32=False)
 RTX = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], RTX_BUILD)
 H100 = TensorRTRTXTarget("tensorrt_rtx", ["9.0"], RTX_BUILD)
 
@@ -94,7 +96,7 @@ def edit_fingerprint(bundle: Path, **changes: object) -> None:
 @pytest.mark.parametrize("level", ["disabled", "basic", "extended", "all"])
 def test_onnxruntime_computes_what_pytorch_does(exported: dict, tmp_path: Path, level: str) -> None:
     loaded, _ = exported["fp32"]
-    target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild(level))
+    target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild(level, tf32=False))
     engine = load_bundle(make_bundle(exported, tmp_path, target))
     inputs = example_inputs(loaded.inputs, "fp32")
     with torch.no_grad():
@@ -117,9 +119,28 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(tmp_path: Path) -> None:
             return Session()
 
     with pytest.raises(HardwareError, match="could not start on cuda") as raised:
-        onnxruntime_backend._session(Library, tmp_path, None, "cuda")
+        onnxruntime_backend._session(Library, tmp_path, None, "cuda", tf32=False)
     assert "found:    CPUExecutionProvider" in str(raised.value)
-    assert onnxruntime_backend._session(Library, tmp_path, None, "cpu")
+    assert onnxruntime_backend._session(Library, tmp_path, None, "cpu", tf32=False)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_fp32_engines_run_in_tf32_only_where_that_is_asked_for(tf32: bool) -> None:
+    """It is on by default in both libraries; tests/gpu holds what ONNX Runtime makes of it."""
+
+    class Library:
+        @staticmethod
+        def InferenceSession(*_: Any, providers: list[tuple[str, dict[str, str]]]) -> Any:  # noqa: N802
+            assert providers == [("CUDAExecutionProvider", {"use_tf32": "1" if tf32 else "0"})]
+            return SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider"])
+
+    onnxruntime_backend._session(Library, Path(), None, "cuda", tf32=tf32)
+
+    trt = pytest.importorskip("tensorrt_rtx")
+    builder = trt.Builder(trt.Logger())
+    target = replace(RTX, build=replace(RTX_BUILD, tf32=tf32))
+    config = rtx_backend._builder_config(trt, builder, target)
+    assert config.get_flag(trt.BuilderFlag.TF32) is tf32
 
 
 def test_onnxruntime_casts_to_what_the_graph_takes(exported: dict, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from diffusion_engines.fleet import BF16_OPSET, OPSETS, OPSETS_WITH_EXPLICIT_ATT
 from diffusion_engines.onnx.export import export_module
 from tests.conftest import COMPONENTS, ROOT, STATIC, load
 
-ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none"))
+ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none", tf32=False))
 OPTIONS = sorted(path.stem for path in (ROOT / "conf/export").glob("*.yaml"))
 FLEETS = sorted(path.stem for path in (ROOT / "conf/fleet").glob("*.yaml"))
 # Graphs that no runtime takes: LayerNormalization, an operator since opset 17, gets a float input

@@ -44,8 +44,10 @@ from diffusion_engines.runtime.networks import example_inputs
 from diffusion_engines.runtime.recording import spread
 from tests.conftest import COMPONENTS, Loaded, load
 
-RTX = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "layer_names_only"))
-CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all"))
+RTX = TensorRTRTXTarget(
+    "tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "layer_names_only", tf32=False)
+)
+CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
 KEPT = {
     "text_encoder": [],
     "unet": [r"\.conv_in\.", r"\.conv_out\.", r"\.time_embedding\.", r"\.time_emb_proj\."],

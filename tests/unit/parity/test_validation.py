@@ -37,7 +37,7 @@ from diffusion_engines.runtime.bundle import wrap_engine
 from diffusion_engines.runtime.recording import record_reference
 from tests.conftest import COMPONENTS, ROOT, load
 
-CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all"))
+CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
 ALL = dict.fromkeys(COMPONENTS, "fp32")
 STEPS = 3
 
