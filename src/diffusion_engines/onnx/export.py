@@ -24,6 +24,7 @@ from diffusion_engines.onnx.graph import (
     save_with_external_data,
 )
 from diffusion_engines.onnx.patches import applied
+from diffusion_engines.onnx.tracing import shapes_alone
 from diffusion_engines.runtime.networks import example_inputs
 
 
@@ -134,17 +135,18 @@ def _export_torchscript(
     }
     raw = path.with_name("raw")
     raw.mkdir()
-    torch.onnx.export(
-        module,
-        args,
-        raw / MODEL,
-        dynamo=False,
-        opset_version=opset,
-        input_names=[spec.name for spec in specs],
-        output_names=outputs,
-        dynamic_axes=open_axes or None,
-        do_constant_folding=True,
-    )
+    with shapes_alone():
+        torch.onnx.export(
+            module,
+            args,
+            raw / MODEL,
+            dynamo=False,
+            opset_version=opset,
+            input_names=[spec.name for spec in specs],
+            output_names=outputs,
+            dynamic_axes=open_axes or None,
+            do_constant_folding=True,
+        )
     save_with_external_data(onnx.load(raw / MODEL), path)
     for file in raw.iterdir():
         file.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -14,8 +15,12 @@ import torch
 
 from diffusion_engines.components import Dim, TensorSpec
 from diffusion_engines.errors import ExportError
+from diffusion_engines.onnx import export as module_of_export
 from diffusion_engines.onnx.export import _traceable, export_module
 from diffusion_engines.onnx.graph import DATA, MODEL, check_graph
+from diffusion_engines.onnx.tracing import shapes_alone
+from diffusion_engines.runtime.networks import example_inputs
+from tests.conftest import load
 
 INPUTS = (TensorSpec("input_0", "latents", "component", (2, 4, 8, 8)),)
 
@@ -104,6 +109,54 @@ def test_a_failure_names_its_cause_instead_of_advice_to_developers(
     assert fix in str(raised.value)
     assert "\x1b[" not in str(raised.value)
     assert "submit a PR" not in str(raised.value)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", ["text_encoder", "unet", "vae_decoder"])
+def test_tracing_without_arithmetic_changes_nothing_of_the_graph(
+    tiny_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    precision: str,
+) -> None:
+    loaded = load(tiny_weights, name, precision)
+    args = example_inputs(loaded.inputs, precision, vocabulary=loaded.vocabulary, seed=3)
+    with torch.no_grad():
+        before = loaded.module(*args)
+    for step in ("shapes", "computed"):
+        (tmp_path / step).mkdir()
+        if step == "computed":
+            monkeypatch.setattr(module_of_export, "shapes_alone", contextlib.nullcontext)
+        export_module(
+            loaded.module,
+            loaded.inputs,
+            tmp_path / step,
+            precision=precision,
+            exporter="torchscript",
+            opset=12,
+            patches=["explicit_attention"],
+            vocabulary=loaded.vocabulary,
+        )
+    for file in (MODEL, DATA):
+        assert (tmp_path / "shapes" / file).read_bytes() == (
+            tmp_path / "computed" / file
+        ).read_bytes()
+    with torch.no_grad():
+        assert torch.equal(loaded.module(*args), before)  # PyTorch's own kernels are back
+
+
+def test_a_trace_without_arithmetic_computes_no_product_and_no_slow_convolution() -> None:
+    values, kernels = torch.ones(2, 3, 8, 8).half(), torch.ones(5, 3, 3, 3).half()
+    # The kernel itself: on a CPU that knows fp16, a convolution takes another.
+    convolve = torch.ops.aten._slow_conv2d_forward
+    with shapes_alone():
+        convolved = convolve(values, kernels, [3, 3], None, [2, 2], [1, 1])
+        assert convolved.shape == (2, 5, 4, 4)
+        assert not convolved.any()
+        assert not (values[0] @ values[1]).any()
+    assert (values[0] @ values[1]).all()
+    assert convolve(values, kernels, [3, 3], None, [2, 2], [1, 1]).all()
 
 
 def test_an_opset_that_torchscript_lacks_is_refused(tmp_path: Path) -> None:
