@@ -1,11 +1,11 @@
-"""SD 1.4 at full size with synthetic weights: `make test-full`, half an hour, 8 GB of memory."""
+"""SD 1.4 at full size with synthetic weights: `make test-full`, an hour, 8 GB of memory."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,14 @@ import onnxruntime
 import pytest
 import torch
 
-from diffusion_engines.backends import backend
-from diffusion_engines.config import Dynamic, Image, TensorRTRTXBuild, TensorRTRTXTarget
+from diffusion_engines.config import Dynamic, Image
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.operators import graph_statistics
 from diffusion_engines.onnx.simplify import simplify_graph
 from diffusion_engines.runtime.networks import example_inputs, load_architecture, load_network
 from diffusion_engines.weights.sources import fill_with_random_weights
 from tests.conftest import COMPONENTS, ROOT
+from tests.conversion import OPTIONS, PRECISIONS, case_of_conf, check_conversion
 
 pytestmark = pytest.mark.full
 
@@ -117,43 +117,17 @@ def test_the_simplified_graph_computes_what_pytorch_does(
     assert error <= 3e-3
 
 
-# The ways of exporting in conf/export/ that differ for graphs of one size.
-EXPORTS = {
-    "dynamo": ("dynamo", 18, []),
-    "article": ("torchscript", 12, ["expand_for_broadcast_to", "explicit_attention"]),
-}
-ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none", tf32=False))
-
-
-@pytest.mark.parametrize("option", EXPORTS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_tensorrt_rtx_parses_and_builds_the_exported_graph(
-    weights: Path, tmp_path: Path, name: str, option: str
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_export_in_conf_is_parsed_and_built(
+    weights: Path, tmp_path: Path, option: str, name: str, precision: str
 ) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
-    exporter, opset, patches = EXPORTS[option]
-    spec = COMPONENTS[name]
-    folder = weights / spec.folder
-    architecture = load_architecture(folder)
-    inputs = spec.inputs(architecture, IMAGE, STATIC)
-    module = load_network(spec, folder, "fp16")
-    vocabulary = architecture.get("vocab_size", 0)
-    export_module(
-        module,
-        inputs,
-        tmp_path,
-        precision="fp16",
-        exporter=exporter,
-        opset=opset,
-        patches=patches,
-        vocabulary=vocabulary,
-    )
-    parameters = sum(p.numel() for p in module.parameters())
-    del module
+    case = case_of_conf(option, name, precision, tmp_path)
+    (tmp_path / "graph").mkdir()
     started = time.perf_counter()
-    result = backend("tensorrt_rtx").build(
-        tmp_path / "model.onnx", tmp_path, ADA, [asdict(value) for value in inputs], "fp16"
-    )
-    size = (tmp_path / result.engine).stat().st_size
-    print(f"{name}, {option}: {time.perf_counter() - started:.1f} s, {size / 1e6:.0f} MB")
-    assert size >= 2 * parameters  # two bytes each, and code
+    check_conversion(case, weights, tmp_path / "graph", IMAGE)
+    size = sum(file.stat().st_size for file in (tmp_path / "graph").glob("*.plan"))
+    seconds = time.perf_counter() - started
+    print(f"{name} {precision}, {option}: {seconds:.0f} s, {size / 1e6:,.0f} MB")
+    shutil.rmtree(tmp_path / "graph")  # disk
