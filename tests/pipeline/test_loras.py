@@ -33,7 +33,7 @@ WITH_TEXT_ENCODER = (
 MEASURED = {"validate@cpu", "benchmark@cpu", "generate@cpu", "report"}
 UNET = {"export@unet-fp32", "simplify@unet-fp32", "build@cpu-unet", "wrap@cpu-unet"}
 FUSED = {"check_conf", "download", "reference", "pack@cpu", *UNET, *MEASURED}
-INK = "model.loras=[{file: ink.safetensors, weight: 0.8}]"
+WASH = "model.loras=[{file: wash.safetensors, weight: 0.8}]"
 
 
 def weights(clone: Clone, network: str = "unet") -> bytes:
@@ -50,7 +50,7 @@ def clone(fresh: Clone, tiny_weights: Path) -> Clone:
     """A clone in which nothing has run, with a LoRA that no config names yet."""
     (fresh.path / "conf/fleet/small.yaml").write_text(WITH_TEXT_ENCODER)
     fresh.compose()
-    write_lora(fresh.path / "loras/ink.safetensors", tiny_weights, seed=1)
+    write_lora(fresh.path / "loras/wash.safetensors", tiny_weights, seed=1)
     return fresh
 
 
@@ -60,18 +60,18 @@ def test_a_lora_reruns_what_it_changes_and_going_back_restores(
     clone.repro()
     plain = weights(clone)
     text_encoder = manifest(clone, "weights/text_encoder")
-    clone.compose(INK)
-    with_ink = clone.repro()
-    assert with_ink.built == FUSED
-    assert "ink.safetensors × 0.8 changed the layers: 56 of unet" in with_ink.output
+    clone.compose(WASH)
+    with_wash = clone.repro()
+    assert with_wash.built == FUSED
+    assert "wash.safetensors × 0.8 changed the layers: 56 of unet" in with_wash.output
     assert weights(clone) != plain
     assert manifest(clone, "weights/text_encoder") == text_encoder
     (entry,) = manifest(clone, "bundles/cpu/unet")["loras"]
-    assert (entry["file"], entry["weight"], entry["layers"]) == ("ink.safetensors", 0.8, 56)
+    assert (entry["file"], entry["weight"], entry["layers"]) == ("wash.safetensors", 0.8, 56)
     assert manifest(clone, "bundles/cpu/text_encoder")["loras"] == []
     assert manifest(clone, "bundles/cpu/pipeline")["loras"] == {"unet": [entry]}
     page = (clone.path / "artifacts/report/index.html").read_text()
-    assert "ink.safetensors" in page
+    assert "wash.safetensors" in page
     assert entry["sha256"] in page
 
     # A file that is not in use costs one run of `download`, whose weights are as before, and of
@@ -82,13 +82,13 @@ def test_a_lora_reruns_what_it_changes_and_going_back_restores(
     other.unlink()
 
     # The file's bytes count, not its name, and without a new composition.
-    ink = clone.path / "loras/ink.safetensors"
-    kept, fused = ink.read_bytes(), weights(clone)
-    write_lora(ink, tiny_weights, seed=2)
+    wash = clone.path / "loras/wash.safetensors"
+    kept, fused = wash.read_bytes(), weights(clone)
+    write_lora(wash, tiny_weights, seed=2)
     assert clone.repro("download").built == {"download"}
     assert weights(clone) != fused
 
-    ink.write_bytes(kept)
+    wash.write_bytes(kept)
     clone.compose()
     back = clone.repro()
     assert back.built == set()
@@ -105,9 +105,9 @@ def test_one_lora_after_another_leaves_none_of_the_first(
     clone.compose("model.loras=[{file: wash.safetensors, weight: 1}]")
     clone.repro("download")
     assert manifest(clone, "weights/text_encoder")["loras"][0]["layers"] == 8
-    clone.compose(INK)
+    clone.compose(WASH)
     clone.repro("download")
-    alone.compose(INK)
+    alone.compose(WASH)
     alone.repro("download")
     for network in ("unet", "text_encoder"):
         assert weights(clone, network) == weights(alone, network)
@@ -115,13 +115,13 @@ def test_one_lora_after_another_leaves_none_of_the_first(
 
 
 def test_weights_are_swept_with_the_file_that_dvc_keeps(clone: Clone) -> None:
-    clone.run("dvc", "add", "loras/ink.safetensors")
+    clone.run("dvc", "add", "loras/wash.safetensors")
     text = (clone.path / "conf/lora/none.yaml").read_text()
-    listed = text.replace("loras: []", "loras: [{file: ink.safetensors, weight: 1}]")
-    (clone.path / "conf/lora/ink.yaml").write_text(listed)
+    listed = text.replace("loras: []", "loras: [{file: wash.safetensors, weight: 1}]")
+    (clone.path / "conf/lora/wash.yaml").write_text(listed)
     clone.compose()
-    clone.commit("ink")
-    sweep = ("-S", "lora=ink", "-S", "model.loras.0.weight=0.2,0.5")
+    clone.commit("wash")
+    sweep = ("-S", "lora=wash", "-S", "model.loras.0.weight=0.2,0.5")
     clone.run("dvc", "exp", "run", "--queue", *sweep, "download")
     outcome = clone.run("dvc", "exp", "run", "--run-all")
     table = json.loads(clone.run("dvc", "exp", "show", "--json").output)
@@ -140,9 +140,9 @@ def test_a_lora_that_cannot_be_fused_stops_before_the_download(clone: Clone) -> 
     outcome = clone.repro(check=False)
     assert outcome.status != 0
     assert "the LoRA loras/missing.safetensors does not exist" in outcome.output
-    assert "found:    ink.safetensors" in outcome.output
+    assert "found:    wash.safetensors" in outcome.output
     assert "random weights of tiny" not in outcome.output
-    clone.compose("model.loras=[{file: ink.safetensors, weight: 0}]")
+    clone.compose("model.loras=[{file: wash.safetensors, weight: 0}]")
     outcome = clone.repro(check=False)
     assert outcome.built == {"check_conf"}
     assert "model.loras.0.weight: 0 changes nothing" in outcome.output

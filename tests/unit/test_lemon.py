@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +36,8 @@ from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import TorchNetwork
 from diffusion_engines.runtime.bundle import load_bundle, wrap_engine
 from diffusion_engines.runtime.recording import Recorder
+from diffusion_engines.weights.fuse import fuse_loras
+from diffusion_engines.weights.lora import read_lora
 from tests.conftest import ROOT, load
 
 LEMON = ROOT / "models" / "lemon"
@@ -43,9 +46,9 @@ IMAGE = Image(height=128, width=128, batch_size=1, vae_scale_factor=4)
 SETTINGS = sampling.Settings("dpmpp_2m", 10, 7.5, 128, 128, vae_scale_factor=4)
 
 
-def networks() -> dict[str, TorchNetwork]:
+def networks(weights: Path = LEMON) -> dict[str, TorchNetwork]:
     names = ("text_encoder", "unet", "vae_decoder")
-    return {name: TorchNetwork(load(LEMON, name).module, torch.float32) for name in names}
+    return {name: TorchNetwork(load(weights, name).module, torch.float32) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +123,18 @@ def test_it_draws_lemons_in_front_of_a_leaf(drawn: tuple[torch.Tensor, Recorder]
     assert 150 < yellow.sum() < 4000
     assert 500 < leaf.sum() < 6000
     assert rows[yellow].mean() > rows[leaf].mean() + 10, "the lemons lie at the foot of the leaf"
+
+
+def test_its_lora_draws_the_same_in_blue_ink(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(LEMON, tmp_path / "weights"))
+    architecture = json.loads((LEMON / "unet/config.json").read_text())
+    fuse_loras([read_lora(ROOT / "loras", "ink.safetensors", 1.0, architecture)], folder)
+    model = sampling.load_model(folder)
+    noise = sampling.initial_latents(model, SETTINGS, [42])
+    red, _, blue = sampling.sample(networks(folder), model, SETTINGS, [PROMPT], noise).images[0]
+    # Blue all over, and the leaf, dark, where it was.
+    assert ((blue > red - 0.05).float().mean()) > 0.98
+    assert red[10:90, 50:80].mean() < red[10:90, :30].mean() - 0.1
 
 
 Damage = Callable[[dict[str, onnx.TensorProto]], None]

@@ -167,6 +167,14 @@ def test_lemon_fused_is_lemon_with_its_adapter(kohya: bool, lemon: Path, tmp_pat
         assert largest_difference(run(load(cls, lemon)), expected) > 1e-2
 
 
+def test_the_lora_that_ships_is_fused_as_peft_applies_it(lemon: Path, tmp_path: Path) -> None:
+    lora = LEMON.parents[1] / "loras/ink.safetensors"
+    expected = run_unet(with_adapters(UNet2DConditionModel, lemon, (lora, 1.0)))
+    found = run_unet(load(UNet2DConditionModel, fused(lemon, tmp_path / "weights", (lora, 1.0))))
+    assert largest_difference(found, expected) < 1e-5
+    assert largest_difference(run_unet(load(UNet2DConditionModel, lemon)), expected) > 1e-1
+
+
 def test_every_layer_of_a_text_encoder_has_its_own_alpha(model: Path, tmp_path: Path) -> None:
     lora = write_lora(
         tmp_path / "a.safetensors",
