@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, on the engines of the tiny model."""
+"""The README's Python runs as it stands, and its tables and links are complete."""
 
 from __future__ import annotations
 
@@ -11,12 +11,44 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from diffusion_engines import layout
 from tests.conftest import ROOT
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Headings, as web pages of repositories name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        if "://" in path:
+            continue
+        found = page.parent / path if path else page
+        assert found.exists(), link
+        assert not anchor or anchor in anchors(found), link
+
+
+@pytest.mark.parametrize("kind", ["fleet", "model", "stage"])
+def test_tables_list_every_option(kind: str) -> None:
+    if kind == "stage":
+        names = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+    else:
+        names = [path.stem for path in (ROOT / "conf" / kind).glob("*.yaml")]
+    listed = re.findall(r"^\| (`.*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    missing = set(names) - set(re.findall(r"`([\w-]+)`", " ".join(listed)))
+    assert not missing - {"tiny", "sd14-synthetic"}  # for the tests; said in the text
 
 
 @pytest.fixture

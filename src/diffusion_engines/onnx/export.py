@@ -139,7 +139,7 @@ def _export_torchscript(
         torch.onnx.export(
             module,
             args,
-            raw / MODEL,
+            str(raw / MODEL),  # of a Path it does not know where weights beyond 2 GB go
             dynamo=False,
             opset_version=opset,
             input_names=[spec.name for spec in specs],
