@@ -90,8 +90,9 @@ def test_sdxl_becomes_engines_within_24_gb(tmp_path: Path, name: str) -> None:
         )
     size = (engine / result.engine).stat().st_size
     print(f"  {size / 1e6:.0f} MB")
-    # Two bytes each, and code; of the VAE, the decoder alone, in four bytes.
-    assert size >= 2 * parameters
+    # Two bytes each, and code; of the VAE, the decoder alone, in four bytes; of the text encoders
+    # all but the last layer, whose output the UNet does not take: a twelfth of the first one's.
+    assert size >= 1.85 * parameters
     peak = max(int(entry["peak_memory_bytes"]) for entry in LOG.steps[first:])
     print(f"  peak of all steps {peak / 1e9:.2f} GB")
     assert peak < MEMORY

@@ -118,6 +118,12 @@ def test_a_command_has_only_options_of_its_release(
         assert value or not equals
 
 
+@pytest.mark.parametrize("release", RELEASES)
+def test_attention_may_be_decomposed_where_there_is_an_option_for_it(release: str) -> None:
+    asked = "--decomposableAttentions=*" in command(release, BUILD, "fp32")
+    assert asked == ("--decomposableAttentions" in RELEASES[release]["valued"])
+
+
 @pytest.mark.parametrize(
     ("release", "precision", "expected"),
     [

@@ -12,6 +12,8 @@ import pytest
 
 from diffusion_engines.config import Export
 from diffusion_engines.fleet import BF16_OPSET, OPSETS, OPSETS_WITH_EXPLICIT_ATTENTION
+from diffusion_engines.onnx.graph import MODEL
+from diffusion_engines.onnx.operators import graph_statistics
 from tests.conftest import COMPONENTS, ROOT, STATIC
 from tests.conversion import OPTIONS, PRECISIONS, Case, case_of_conf, check_conversion, composed
 
@@ -35,6 +37,14 @@ def test_the_precisions_of_the_fleets_are_those_above(tmp_path: Path) -> None:
         folder.mkdir()
         exports = composed(folder, f"fleet={fleet}")["exports"].values()
         assert {item["precision"] for item in exports} <= {*PRECISIONS}
+
+
+def test_an_attention_operator_with_a_mask_is_built(tiny_weights: Path, tmp_path: Path) -> None:
+    """Operators since opset 23; TensorRT has no one kernel for those of text encoders."""
+    case = Case(Export("dynamo", 23, [], STATIC), "text_encoder", "fp32")
+    check_conversion(case, tiny_weights, tmp_path)
+    operators = graph_statistics(tmp_path / MODEL).operators
+    assert operators["Attention"] == 2  # a layer each
 
 
 @pytest.mark.full

@@ -44,7 +44,23 @@ def parse_graph(trt: Any, library: str, onnx: Path, logger: Any, flags: int) -> 
             found="\n".join(f"{e.node_name()}: {e.desc()}" for e in errors[:5]),
             fix="try export.exporter=dynamo, or another export.opset",
         )
+    _let_attention_decompose(trt, network)
     return builder, network
+
+
+def _let_attention_decompose(trt: Any, network: Any) -> None:
+    """Allow several kernels for an Attention operator (opset 23 on) that no kernel computes alone.
+
+    Without it, text encoders, whose attention has a mask, fail to build.
+    """
+    attention = getattr(trt.LayerType, "ATTENTION_OUTPUT", None)
+    if attention is None:  # before 10.14
+        return
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == attention:
+            layer.__class__ = trt.IAttentionOutputLayer  # TensorRT's idiom: it has no other cast
+            layer.attention.decomposable = True
 
 
 def write_plan(

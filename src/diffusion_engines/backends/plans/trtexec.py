@@ -24,6 +24,8 @@ OLDEST: Version = (8, 6, 0)
 # choose among the precisions that flags allow. From 11 on there is nothing else, and no option.
 STRONGLY_TYPED: Version = (10, 0, 0)
 ALWAYS_STRONGLY_TYPED: Version = (11, 0, 0)
+# The first release known here to have --decomposableAttentions.
+DECOMPOSABLE_ATTENTION: Version = (10, 16, 0)
 # The first release that has an option or a value of it.
 SINCE: dict[str, Version] = {
     "precision bf16": (9, 0, 0),
@@ -151,6 +153,8 @@ def trtexec_command(
     ]
     if not build.tf32:
         command.append("--noTF32")
+    if version >= DECOMPOSABLE_ATTENTION:
+        command.append("--decomposableAttentions=*")  # as parse_graph in building.py
     if build.workspace_mib is not None:
         command.append(f"--memPoolSize=workspace:{build.workspace_mib}")
     if build.max_aux_streams is not None:
