@@ -47,8 +47,8 @@ lint: env ## ruff and mypy
 	@mypy
 
 .PHONY: experiments
-experiments: env ## the table of experiments, with the columns that differ
-	@[ -t 1 ] || export COLUMNS=250; dvc exp show --no-pager --only-changed --drop '^(artifacts|conf|src|stages)' --drop Executor
+experiments: env ## the table of experiments: their metrics, and the parameters that differ
+	@python -m diffusion_engines.experiments
 
 .PHONY: clean
 clean: ## remove what was built; the DVC cache stays
