@@ -33,7 +33,7 @@ test: env lint ## every test that needs no GPU and no full-size model
 	@python -m pytest -m "not gpu and not full" -n auto --dist loadfile
 
 .PHONY: test-full
-test-full: env ## full-size models: up to 24 GB of memory and half an hour
+test-full: env ## full-size models: up to 24 GB of memory, three quarters of an hour
 	@python -m pytest -m full
 
 .PHONY: test-gpu

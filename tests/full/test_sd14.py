@@ -1,4 +1,4 @@
-"""SD 1.4 at full size with synthetic weights: `make test-full`, an hour, 8 GB of memory."""
+"""SD 1.4 at full size, synthetic weights: `make test-full`, a quarter of an hour, 12 GB of memory."""
 
 from __future__ import annotations
 
