@@ -1,4 +1,4 @@
-"""SD 1.4 at full size, synthetic weights: `make test-full`, a quarter of an hour, 12 GB of memory."""
+"""SD 1.4 at full size, synthetic weights: `make test-full`, a quarter of an hour, 12 GB."""
 
 from __future__ import annotations
 
