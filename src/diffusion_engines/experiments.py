@@ -1,4 +1,4 @@
-"""Print DVC's experiments: their metrics, and the parameters in which they differ.
+"""Print DVC's experiments: the parameters and the metrics in which they differ.
 
 ``python -m diffusion_engines.experiments``, what ``make experiments`` does. `dvc exp show` has a
 column for every parameter that one row has and another lacks: of a sweep over another fleet, over a
@@ -32,15 +32,13 @@ def main() -> None:
 def experiments_table(rows: Sequence[Mapping[str, Any]], sections: set[str]) -> Table:
     """Return a table of what ``dvc.api.exp_show`` gives; ``sections`` are those of params.yaml.
 
-    A parameter is a column if the experiments differ in it; a metric, if any row has it.
+    A parameter is a column if the experiments differ in it; a metric, if the rows do.
     """
     rows = [row for row in rows if row["rev"] != "workspace"]
     experiments = [row for row in rows if row["typ"] != "baseline"]
     names = dict.fromkeys(name for row in rows for name in row if name not in _DVC)
     parameters = [
-        name
-        for name in names
-        if name.split(".")[0] in sections and len({str(row.get(name)) for row in experiments}) > 1
+        name for name in names if name.split(".")[0] in sections and _differ(experiments, name)
     ]
     # The rest are files with their hashes, and metrics. With a path before them are those that
     # several files have, as of the stage `quantize`.
@@ -50,14 +48,19 @@ def experiments_table(rows: Sequence[Mapping[str, Any]], sections: set[str]) -> 
         if name.split(".")[0] not in sections
         and ":" not in name
         and any(isinstance(row.get(name), float) for row in rows)
+        and _differ(rows, name)
     ]
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("experiment", "created", "state", *parameters, *metrics):
-        table.add_column(name, justify="right" if name in metrics else "left")
+        table.add_column(name, justify="right" if name in metrics else "left", overflow="fold")
     for row in rows:
         values = [row.get(name) for name in ("Created", "State", *parameters, *metrics)]
         table.add_row(str(row["Experiment"] or row["rev"]), *map(_text, values))
     return table
+
+
+def _differ(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return len({str(row.get(name)) for row in rows}) > 1
 
 
 def _text(value: Any) -> str:

@@ -140,7 +140,7 @@ def test_a_lora_that_cannot_be_fused_stops_before_the_download(clone: Clone) -> 
     outcome = clone.repro(check=False)
     assert outcome.status != 0
     assert "the LoRA loras/missing.safetensors does not exist" in outcome.output
-    assert "found:    wash.safetensors" in outcome.output
+    assert "found:    ink.safetensors, wash.safetensors" in outcome.output
     assert "random weights of tiny" not in outcome.output
     clone.compose("model.loras=[{file: wash.safetensors, weight: 0}]")
     outcome = clone.repro(check=False)
