@@ -47,7 +47,7 @@ lint: env ## ruff and mypy
 	@mypy
 
 .PHONY: experiments
-experiments: env ## the table of experiments: the parameters and the metrics in which they differ
+experiments: env ## the table of experiments: their metrics, and the parameters that differ
 	@python -m diffusion_engines.experiments
 
 .PHONY: clean

@@ -1,4 +1,4 @@
-"""Print DVC's experiments: the parameters and the metrics in which they differ.
+"""Print DVC's experiments: their metrics, and the parameters in which they differ.
 
 ``python -m diffusion_engines.experiments``, what ``make experiments`` does. `dvc exp show` has a
 column for every parameter that one row has and another lacks: of a sweep over another fleet, over a
@@ -26,19 +26,21 @@ def main() -> None:
 
     sections = set(yaml.safe_load(Path("params.yaml").read_text()))
     table = experiments_table(exp_show(), sections)
-    Console(width=None if sys.stdout.isatty() else 250).print(table)
+    Console(width=None if sys.stdout.isatty() else 500).print(table)
 
 
 def experiments_table(rows: Sequence[Mapping[str, Any]], sections: set[str]) -> Table:
     """Return a table of what ``dvc.api.exp_show`` gives; ``sections`` are those of params.yaml.
 
-    A parameter is a column if the experiments differ in it; a metric, if the rows do.
+    A parameter is a column if the experiments differ in it; a metric, if any row has it.
     """
     rows = [row for row in rows if row["rev"] != "workspace"]
     experiments = [row for row in rows if row["typ"] != "baseline"]
     names = dict.fromkeys(name for row in rows for name in row if name not in _DVC)
     parameters = [
-        name for name in names if name.split(".")[0] in sections and _differ(experiments, name)
+        name
+        for name in names
+        if name.split(".")[0] in sections and len({str(row.get(name)) for row in experiments}) > 1
     ]
     # The rest are files with their hashes, and metrics. With a path before them are those that
     # several files have, as of the stage `quantize`.
@@ -48,7 +50,6 @@ def experiments_table(rows: Sequence[Mapping[str, Any]], sections: set[str]) -> 
         if name.split(".")[0] not in sections
         and ":" not in name
         and any(isinstance(row.get(name), float) for row in rows)
-        and _differ(rows, name)
     ]
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("experiment", "created", "state", *parameters, *metrics):
@@ -57,10 +58,6 @@ def experiments_table(rows: Sequence[Mapping[str, Any]], sections: set[str]) -> 
         values = [row.get(name) for name in ("Created", "State", *parameters, *metrics)]
         table.add_row(str(row["Experiment"] or row["rev"]), *map(_text, values))
     return table
-
-
-def _differ(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
-    return len({str(row.get(name)) for row in rows}) > 1
 
 
 def _text(value: Any) -> str:
