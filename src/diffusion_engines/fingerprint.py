@@ -11,16 +11,17 @@ import platform
 from importlib import metadata
 from typing import Any
 
+from diffusion_engines import cpu
+
 
 def machine() -> dict[str, Any]:
     """Describe this machine coarsely, so that a reboot or another kernel is the same machine."""
-    import cpuinfo
     import psutil
     import torch
 
     memory = psutil.virtual_memory().total
     return {
-        "cpu": cpuinfo.get_cpu_info().get("brand_raw", platform.processor()),
+        "cpu": cpu.this_cpu().name,
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),

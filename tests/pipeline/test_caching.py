@@ -12,8 +12,8 @@ from .conftest import Clone
 pytestmark = pytest.mark.pipeline
 
 OTHER_CPU = """\
-import cpuinfo
-cpuinfo.get_cpu_info = lambda: {"brand_raw": "another CPU", "flags": ["sse4_2", "ssse3"]}
+from diffusion_engines import cpu
+cpu.this_cpu = lambda: cpu.Cpu("another CPU", frozenset({"sse4_2", "ssse3"}))
 """
 MEASURED = {"validate@cpu", "benchmark@cpu", "generate@cpu", "report"}
 

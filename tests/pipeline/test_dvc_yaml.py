@@ -43,11 +43,13 @@ PLUMBING = {
 TIMING = {"backends/plans/timing.py"}
 # These compare an engine with this machine, and say what is wrong: they write nothing.
 CHECKS = {"backends/gpus.py", "backends/preflight.py"}
+# What this machine is reaches a build as a fingerprint, which it tracks.
+MACHINE = {"cpu.py"}
 # Probes run every time; check_conf and build import every backend to ask which precisions it has,
 # and depend on the one that they use.
 EXEMPT = {
     "probe": {"backends/probe.py", "backends/onnxruntime.py", "backends/tensorrt_rtx.py"},
-    "probe_machine": {"fingerprint.py"},
+    "probe_machine": {"fingerprint.py", *MACHINE},
     # It copies files; what checks an engine's inputs is for who loads it.
     "wrap": {"runtime/shapes.py", *CHECKS},
     # It loads PyTorch networks alone, by the module that also loads engines.
@@ -145,7 +147,7 @@ def test_the_code_of_a_backend_is_among_the_dependencies_of_build(name: str) -> 
     deps = definition("build")["deps"]
     assert "src/diffusion_engines/backends/${item.backend}.py" in deps
     assert "src/diffusion_engines/backends/${item.backend}.py" in definition("wrap")["deps"]
-    needed = closure(LIBRARY / "backends" / f"{name}.py") - CHECKS - LOADING - TIMING
+    needed = closure(LIBRARY / "backends" / f"{name}.py") - CHECKS - LOADING - MACHINE - TIMING
     assert {f"src/diffusion_engines/{module}" for module in needed} <= set(deps)
 
 

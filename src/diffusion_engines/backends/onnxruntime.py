@@ -7,12 +7,12 @@ https://onnxruntime.ai/docs/performance/model-optimizations/graph-optimizations.
 
 from __future__ import annotations
 
-import functools
 import platform
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_engines import cpu
 from diffusion_engines.backends import BuildResult, require
 from diffusion_engines.backends.preflight import recorded
 from diffusion_engines.config import OnnxRuntimeTarget
@@ -87,7 +87,6 @@ def _session(ort: Any, path: Path, options: Any, device: str, *, tf32: bool) -> 
     return session
 
 
-@functools.cache  # py-cpuinfo takes a second
 def instruction_set() -> str:
     """Return the CPU's instruction set, as coarse as code generation needs it.
 
@@ -97,9 +96,7 @@ def instruction_set() -> str:
     machine = platform.machine().lower()
     if machine not in ("x86_64", "amd64"):
         return machine
-    import cpuinfo
-
-    flags = set(cpuinfo.get_cpu_info().get("flags", []))
+    flags = cpu.this_cpu().flags
     levels = (
         ("x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
         ("x86-64-v3", {"avx2", "bmi2", "fma"}),
