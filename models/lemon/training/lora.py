@@ -1,8 +1,8 @@
 """Train a LoRA for models/lemon, `loras/ink.safetensors`: every picture in blue ink on paper.
 
-`python models/lemon/training/lora.py loras/ink.safetensors`: a minute on a GPU. Trained on lemon's
-own drawings, redrawn in ink, with captions that say nothing of it, so that only the LoRA does.
-Written in the format of diffusers' training scripts.
+`python models/lemon/training/lora.py loras/ink.safetensors`: 160 s on an H100 (2026-11-24). Trained
+on lemon's own drawings, redrawn in ink, with captions that say nothing of it, so that only the LoRA
+does. Written in the format of diffusers' training scripts.
 """
 
 from __future__ import annotations
