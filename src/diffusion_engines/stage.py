@@ -10,7 +10,9 @@ Hydra's command line works on every stage: overrides, ``--help``, ``--cfg job``.
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import os
 import shutil
 import sys
@@ -51,6 +53,9 @@ def stage(main: Callable[[Any], None]) -> Callable[[], None]:
         from omegaconf import DictConfig, OmegaConf
 
         _die_with_parent()
+        # Python's last collection walks all that torch, diffusers and transformers imported: a
+        # second of each stage, and for nothing, as the process ends.
+        atexit.register(gc.freeze)
         script = Path(sys.argv[0]).resolve()
         os.chdir(script.parent.parent)
         if not Path("params.yaml").is_file():
