@@ -9,6 +9,7 @@ import cpuinfo
 import pytest
 
 from diffusion_engines import cpu
+from diffusion_engines.backends.onnxruntime import instruction_set
 
 X86 = """\
 processor\t: 0
@@ -59,9 +60,12 @@ def test_py_cpuinfo_where_the_kernel_does_not_say(
     assert cpu.this_cpu() == cpu.Cpu("Apple M5", frozenset({"asimd"}))
 
 
-def test_both_agree_on_this_machine() -> None:
+def test_both_agree_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or engines in a remote, built before, would not be found any more."""
-    other = cpuinfo.get_cpu_info()
+    asked, level = cpu.this_cpu(), instruction_set()
+    cpu.this_cpu.cache_clear()
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "absent")
 
-    assert cpu.this_cpu().name == other["brand_raw"]
-    assert cpu.this_cpu().flags <= set(other["flags"])
+    assert cpu.this_cpu().name == asked.name
+    assert cpu.this_cpu().flags >= asked.flags
+    assert instruction_set() == level
