@@ -1,0 +1,69 @@
+"""The precisions that engines can have: one table, from the one that costs least accuracy.
+
+Which of them a backend builds is the backend's to say (``backends/``), what an engine in one may
+differ from the reference the config's (``conf/validate/``). Imports nothing: DVC reads this table
+whenever it composes ``conf/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What follows from a precision, wherever a graph or an engine has it.
+
+    Attributes:
+        name: in ``conf/``, e.g. ``fp16-mixed``.
+        dtype: of the layers that make it, as engines are asked for it: another precision's name
+            where only a part of the graph is in it.
+        torch_dtype: of inputs and outputs whose dtype is "component", as PyTorch names it; None:
+            that of the graph that it was made from.
+        sources: precisions of the graphs that it can be made from, the preferred one first; empty:
+            it is exported as it is.
+        every_layer: whether most layers must have ``dtype``; else some, as others are kept higher.
+        capability: the first compute capability whose tensor cores have it.
+            https://docs.nvidia.com/deeplearning/tensorrt/latest/getting-started/support-matrix.html
+        opset: the first of ONNX that has convolutions in it.
+            https://onnx.ai/onnx/operators/onnx__Conv.html
+    """
+
+    name: str
+    dtype: str
+    torch_dtype: str | None
+    sources: tuple[str, ...] = ()
+    every_layer: bool = True
+    capability: float = 0.0
+    opset: int = 1
+
+    @property
+    def exported(self) -> bool:
+        """Whether exporters write it; else the stage ``quantize`` makes it."""
+        return not self.sources
+
+
+# In the order of what they cost: a whole run is judged by the last one among its components.
+# Calibration runs in ONNX Runtime, which has no bf16 convolution on the CPU, hence the sources.
+PRECISIONS: Mapping[str, Precision] = {
+    precision.name: precision
+    for precision in (
+        Precision("fp32", "fp32", "float32"),
+        Precision("fp16-mixed", "fp16", "float32", sources=("fp32",), every_layer=False),
+        Precision("fp16", "fp16", "float16"),
+        Precision("bf16", "bf16", "bfloat16", capability=8.0, opset=22),
+        Precision("int8", "int8", None, sources=("fp16", "fp32"), every_layer=False),
+        Precision("fp8", "fp8", None, sources=("fp16", "fp32"), every_layer=False, capability=8.9),
+    )
+}
+
+
+def lowest(names: list[str]) -> str:
+    """Return the precision that costs most among those named."""
+    return max(names, key=list(PRECISIONS).index)
+
+
+def graph_name(component: str, precision: str) -> str:
+    """Return the name of the graph of a component in a precision, e.g. ``unet-fp16``."""
+    return f"{component}-{precision}"
