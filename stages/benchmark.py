@@ -10,6 +10,7 @@ Writes  artifacts/benchmark/<target>/benchmark.json
 from dataclasses import dataclass
 
 from diffusion_engines import config, layout
+from diffusion_engines.backends.targets import Target, device_of
 from diffusion_engines.bench.compare import benchmark_target
 from diffusion_engines.files import new_folder
 from diffusion_engines.runtime.assemble import engine_components
@@ -20,7 +21,7 @@ from diffusion_engines.stage import stage
 class Config:
     target: str
     engines: dict[str, config.Engine]
-    targets: dict[str, config.Target]
+    targets: dict[str, Target]
     benchmark: config.Benchmark
     image: config.Image
 
@@ -36,7 +37,7 @@ def main(cfg: Config) -> None:
             folder,
             layout.metrics("benchmark", cfg.target),
             layout.plot("benchmark", cfg.target),
-            device=config.device_of(cfg.targets[cfg.target]),
+            device=device_of(cfg.targets[cfg.target]),
         )
 
 

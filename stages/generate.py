@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_engines import config, layout
+from diffusion_engines.backends.targets import Target, device_of
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.files import new_folder
 from diffusion_engines.runtime.assemble import engine_components
@@ -23,7 +24,7 @@ from diffusion_engines.stage import stage
 class Config:
     target: str
     engines: dict[str, config.Engine]
-    targets: dict[str, config.Target]
+    targets: dict[str, Target]
     generate: config.Generate
     image: config.Image
 
@@ -41,7 +42,7 @@ def main(cfg: Config) -> None:
             cfg.generate,
             cfg.image,
             folder,
-            device=config.device_of(cfg.targets[cfg.target]),
+            device=device_of(cfg.targets[cfg.target]),
         )
     print(f"  {len(list(target.glob('*.png')))} image(s) in {target}")
 

@@ -11,6 +11,7 @@ Writes  artifacts/validation/<target>/: errors of every call and every step, the
 from dataclasses import dataclass
 
 from diffusion_engines import config, layout
+from diffusion_engines.backends.targets import Target, device_of
 from diffusion_engines.errors import GateError
 from diffusion_engines.files import new_folder
 from diffusion_engines.parity.validation import validate_target
@@ -22,7 +23,7 @@ from diffusion_engines.stage import stage
 class Config:
     target: str
     engines: dict[str, config.Engine]
-    targets: dict[str, config.Target]
+    targets: dict[str, Target]
     validate: config.Validate
 
 
@@ -36,7 +37,7 @@ def main(cfg: Config) -> None:
             folder,
             layout.metrics("validate", cfg.target),
             layout.plots("validate", cfg.target),
-            device=config.device_of(cfg.targets[cfg.target]),
+            device=device_of(cfg.targets[cfg.target]),
         )
     if misses:
         raise GateError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from diffusion_engines.backends.base import Graph
 from diffusion_engines.components import STABLE_DIFFUSION, pipeline_of
 from diffusion_engines.config import Dynamic, Image
 from diffusion_engines.files import MANIFEST, read_json, write_manifest
@@ -79,6 +80,11 @@ def load(
     )
 
 
+def graph_of(path: Path, inputs: Any, precision: str = "fp32", component: str = "unet") -> Graph:
+    """An ONNX graph as the stage `build` hands it to a backend; ``inputs`` as in its manifest."""
+    return Graph(f"{component}-{precision}", component, precision, "onnx", path, inputs)
+
+
 def write_bundles(
     weights: Path,
     folder: Path,
@@ -89,7 +95,10 @@ def write_bundles(
     """Write a target's folder as `wrap` and `pack` do: ONNX Runtime engines for the CPU."""
     plain = dynamic is STATIC and precision == "fp32"  # the older exporter is faster
     from diffusion_engines.backends import backend
-    from diffusion_engines.config import OnnxRuntimeBuild, OnnxRuntimeTarget
+    from diffusion_engines.backends.onnxruntime.settings import (
+        OnnxRuntimeBuild,
+        OnnxRuntimeTarget,
+    )
     from diffusion_engines.files import new_folder
     from diffusion_engines.onnx.export import export_module
     from diffusion_engines.runtime.bundle import wrap_engine
@@ -115,7 +124,8 @@ def write_bundles(
                 vocabulary=loaded.vocabulary,
             )
         with new_folder(scratch / "engine") as engine:
-            result = module.build(scratch / "graph/model.onnx", engine, target, inputs, precision)
+            built = graph_of(scratch / "graph/model.onnx", inputs, precision, name)
+            result = module.build(built, engine, target)
             info = {
                 "name": f"cpu-{name}",
                 "component": name,

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from diffusion_engines.backends.targets import Target
 from diffusion_engines.errors import ConfigError
 
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -29,7 +30,6 @@ SchedulerName = Literal["lms", "pndm", "euler", "dpmpp_2m", "ddim", "euler_ances
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PixelSize = Annotated[int, Field(gt=0, multiple_of=8)]
-ComputeCapability = Annotated[str, Field(pattern=r"^\d+\.\d$")]
 Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
@@ -175,76 +175,6 @@ class QuantizedItem:
     def onnx(self) -> str:
         """The export that it is made from."""
         return f"{self.component}-{self.source}"
-
-
-@dataclass(config=_STRICT)
-class OnnxRuntimeBuild:
-    """Graph optimization of ONNX Runtime (conf/build/onnxruntime.yaml)."""
-
-    optimization_level: Literal["disabled", "basic", "extended", "all"]
-    tf32: bool
-
-
-@dataclass(config=_STRICT)
-class OnnxRuntimeTarget:
-    """ONNX Runtime on the CPU, or on an NVIDIA GPU with onnxruntime-gpu."""
-
-    backend: Literal["onnxruntime"]
-    device: Literal["cpu", "cuda"]
-    build: OnnxRuntimeBuild
-
-
-@dataclass(config=_STRICT)
-class TensorRTRTXBuild:
-    """Builder settings of TensorRT-RTX (conf/build/tensorrt_rtx.yaml)."""
-
-    max_aux_streams: NonNegativeInt | None
-    tiling_optimization_level: Literal["none", "fast", "moderate", "full"]
-    profiling_verbosity: Literal["layer_names_only", "detailed", "none"]
-    tf32: bool
-
-
-@dataclass(config=_STRICT)
-class TensorRTRTXTarget:
-    """TensorRT-RTX, ahead of time for the compute capabilities named; needs no GPU to build."""
-
-    backend: Literal["tensorrt_rtx"]
-    compute_capabilities: Annotated[list[ComputeCapability], Field(min_length=1)]
-    build: TensorRTRTXBuild
-    # Also as TorchScript. torchtrtc loads the engine to wrap it: that takes such a GPU.
-    torchscript: bool = False
-
-
-@dataclass(config=_STRICT)
-class TensorRTBuild:
-    """Builder settings of TensorRT (conf/build/tensorrt.yaml)."""
-
-    optimization_level: Annotated[int, Field(ge=0, le=5)]
-    workspace_mib: PositiveInt | None
-    timing_cache: bool
-    max_aux_streams: NonNegativeInt | None
-    profiling_verbosity: Literal["detailed", "layer_names_only", "none"]
-    tf32: bool
-    version_compatible: bool
-    exclude_lean_runtime: bool
-    hardware_compatibility: Literal["none", "same_compute_capability", "ampere_plus"]
-    weights: Literal["embedded", "refittable", "stripped"]
-
-
-@dataclass(config=_STRICT)
-class TensorRTTarget:
-    """TensorRT, built on the GPU that runs it."""
-
-    backend: Literal["tensorrt"]
-    gpu: str  # a word of the name that the driver has for it, e.g. A10
-    compute_capability: ComputeCapability
-    torchscript: bool  # also as TorchScript, through torchtrtc
-    build: TensorRTBuild
-
-
-Target = Annotated[
-    OnnxRuntimeTarget | TensorRTRTXTarget | TensorRTTarget, Field(discriminator="backend")
-]
 
 
 @dataclass(config=_STRICT)
@@ -434,8 +364,7 @@ def params_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe(section: str, detail: Any) -> str:
-    # pydantic puts the tag of a union ("tensorrt_rtx") between the real keys
-    path = [part for part in detail["loc"] if not _is_union_tag(section, detail["loc"], part)]
+    path = list(detail["loc"])
     key = ".".join(str(part) for part in (section, *path))
     message = detail["msg"][0].lower() + detail["msg"][1:]
     if detail["type"] == "unexpected_keyword_argument":
@@ -445,20 +374,6 @@ def _describe(section: str, detail: Any) -> str:
     else:
         message += f", found {detail['input']!r}"
     return f"{key}: {message} ({_conf_file(section, path)})"
-
-
-def _is_union_tag(section: str, loc: tuple[Any, ...], part: Any) -> bool:
-    return (
-        section == "targets"
-        and len(loc) > 1
-        and part == loc[1]
-        and part
-        in (
-            "onnxruntime",
-            "tensorrt",
-            "tensorrt_rtx",
-        )
-    )
 
 
 def _conf_file(section: str, path: list[Any] | None = None) -> str:
@@ -478,8 +393,3 @@ def conf_digest(conf: Path) -> str:
         digest.update(path.relative_to(conf).as_posix().encode() + b"\0")
         digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
-
-
-def device_of(target: Target) -> str:
-    """Return the PyTorch device on which the engines of a target run."""
-    return target.device if isinstance(target, OnnxRuntimeTarget) else "cuda"

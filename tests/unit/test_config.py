@@ -59,7 +59,15 @@ def test_the_committed_params_are_what_conf_composes_to(tmp_path: Path) -> None:
             lambda p: p["targets"]["rtx"]["build"].update(foo=1),
             ["targets.rtx.build.foo: unknown key", "conf/build/"],
         ),
-        (lambda p: p["targets"]["cpu"].update(backend="foo"), ["targets.cpu", "foo"]),
+        (
+            lambda p: p["targets"]["cpu"].update(backend="foo"),
+            [
+                "targets.cpu.backend: no such backend, there are onnxruntime, tensorrt, ",
+                "found 'foo' (conf/target/cpu.yaml)",
+            ],
+        ),
+        (lambda p: p["targets"]["cpu"].pop("backend"), ["targets.cpu.backend: missing"]),
+        (lambda p: p["targets"].update(cpu=3), ["targets.cpu: input should be a valid dict"]),
         (lambda p: p["image"].update(height=100), ["image.height", "multiple of 8"]),
         (lambda p: p.pop("simplify"), ["simplify: missing"]),
         (

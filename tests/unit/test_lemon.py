@@ -17,10 +17,9 @@ import yaml
 from onnx import numpy_helper
 
 from diffusion_engines.backends import backend
+from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
 from diffusion_engines.config import (
     Image,
-    OnnxRuntimeBuild,
-    OnnxRuntimeTarget,
     QuantizedItem,
     params_from_config,
 )
@@ -38,7 +37,7 @@ from diffusion_engines.runtime.bundle import load_bundle, wrap_engine
 from diffusion_engines.runtime.recording import Recorder
 from diffusion_engines.weights.fuse import fuse_loras
 from diffusion_engines.weights.lora import read_lora
-from tests.conftest import ROOT, load
+from tests.conftest import ROOT, graph_of, load
 
 LEMON = ROOT / "models" / "lemon"
 PROMPT = "A big banana leaf with lemons in front of it"
@@ -188,7 +187,7 @@ def engine_of(graph: Path, folder: Path, damage: Damage | None) -> torch.nn.Modu
     target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
     module = backend("onnxruntime")
     specs = [asdict(value) for value in load(LEMON, "unet", image=IMAGE).inputs]
-    result = module.build(folder / "graph" / MODEL, folder / "engine", target, specs, "fp32")
+    result = module.build(graph_of(folder / "graph" / MODEL, specs), folder / "engine", target)
     info = {
         "name": "cpu-unet",
         "component": "unet",

@@ -15,14 +15,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from diffusion_engines.backends import backend
+from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
+from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXBuild, TensorRTRTXTarget
 from diffusion_engines.config import (
     EightBit,
     Mixed,
-    OnnxRuntimeBuild,
-    OnnxRuntimeTarget,
     QuantizedItem,
-    TensorRTRTXBuild,
-    TensorRTRTXTarget,
 )
 from diffusion_engines.errors import BuildError, ConfigError, ExportError
 from diffusion_engines.files import write_manifest
@@ -42,7 +40,7 @@ from diffusion_engines.parity.metrics import Difference
 from diffusion_engines.runtime.conditioning import outputs_of
 from diffusion_engines.runtime.networks import example_inputs
 from diffusion_engines.runtime.recording import spread
-from tests.conftest import COMPONENTS, Loaded, load
+from tests.conftest import COMPONENTS, Loaded, graph_of, load
 
 RTX = TensorRTRTXTarget(
     "tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "layer_names_only", tf32=False)
@@ -157,7 +155,7 @@ def test_tensorrt_rtx_builds_every_component_in_every_precision(
     make = graphs.lowered if precision in SOURCE else graphs.source
     path = make(name, precision) / MODEL
     inputs = [asdict(value) for value in graphs.loaded(name).inputs]
-    result = backend("tensorrt_rtx").build(path, tmp_path, RTX, inputs, precision)
+    result = backend("tensorrt_rtx").build(graph_of(path, inputs, precision), tmp_path, RTX)
     assert (tmp_path / result.engine).stat().st_size > 100_000
     assert result.precisions["fp16" if precision == "fp16-mixed" else precision] > 10
 
@@ -168,14 +166,14 @@ def test_an_engine_without_the_quantized_precision_is_refused(
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     path = graphs.source("text_encoder", "fp16") / MODEL
     with pytest.raises(BuildError, match="some int8"):
-        backend("tensorrt_rtx").build(path, tmp_path, RTX, [], "int8")
+        backend("tensorrt_rtx").build(graph_of(path, [], "int8"), tmp_path, RTX)
 
 
 @pytest.mark.parametrize("precision", SOURCE)
 def test_onnxruntime_builds_and_runs_it(graphs: Graphs, tmp_path: Path, precision: str) -> None:
     module = backend("onnxruntime")
     path = graphs.lowered("vae_decoder", precision) / MODEL
-    result = module.build(path, tmp_path, CPU, [], precision)
+    result = module.build(graph_of(path, [], precision), tmp_path, CPU)
     engine = module.load(
         tmp_path, {"engine": result.engine, "fingerprint": {"device": "cpu"}}, "cpu"
     )

@@ -18,9 +18,8 @@ from onnx import numpy_helper
 
 from diffusion_engines import layout
 from diffusion_engines.backends import backend
+from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
 from diffusion_engines.config import (
-    OnnxRuntimeBuild,
-    OnnxRuntimeTarget,
     Precision,
     QuantizedPrecision,
     params_from_config,
@@ -35,7 +34,7 @@ from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.bundle import wrap_engine
 from diffusion_engines.runtime.recording import record_reference
-from tests.conftest import COMPONENTS, ROOT, load
+from tests.conftest import COMPONENTS, ROOT, graph_of, load
 
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
 ALL = dict.fromkeys(COMPONENTS, "fp32")
@@ -74,7 +73,7 @@ def built(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         inputs = [asdict(value) for value in loaded.inputs]
         module = backend("onnxruntime")
-        result = module.build(graph / "model.onnx", engine, CPU, inputs, "fp32")
+        result = module.build(graph_of(graph / "model.onnx", inputs, "fp32", name), engine, CPU)
         info = {
             "name": f"cpu-{name}",
             "component": name,
