@@ -108,26 +108,41 @@ class Backend(Protocol[T]):
     the backend's name. DVC tracks files of this repository alone, so that its ``code`` is a
     committed file that names the package, e.g. ``conf/build/toy.yaml``; the package's version
     enters every fingerprint by itself.
-
-    Attributes:
-        name: as ``backend`` of its targets, and as its package here is called.
-        settings: the schema of its targets: a pydantic dataclass with :data:`STRICT`, whose
-            ``backend`` is the literal name, and whose ``build`` comes from ``conf/build/``.
-        precisions: of the engines that it can build; names in ``precisions.py``.
-        graph_format: of the graphs that it takes: ``onnx`` or ``exported_program``.
-        code: the file or folder of the repository that decides what a build writes.
-        shared: a second one: code that several backends build with. A backend that has none names
-            ``src/diffusion_engines/backends/base.py``.
-        wrap_code: the file or folder that decides what wrapping writes.
     """
 
-    name: str
-    settings: type[T]
-    precisions: tuple[str, ...]
-    graph_format: str
-    code: str
-    shared: str
-    wrap_code: str
+    @property
+    def name(self) -> str:
+        """As ``backend`` of its targets says, and as its package here is called."""
+
+    @property
+    def settings(self) -> type[T]:
+        """The schema of its targets: a pydantic dataclass with :data:`STRICT`.
+
+        Its ``backend`` is the literal name; its ``build`` is written in ``conf/build/``.
+        """
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those that its engines can have, by their names in ``precisions.py``."""
+
+    @property
+    def graph_format(self) -> str:
+        """Of the graphs that it takes: ``onnx``, or ``exported_program``."""
+
+    @property
+    def code(self) -> str:
+        """The file or folder of the repository that decides what a build writes."""
+
+    @property
+    def shared(self) -> str:
+        """A second one, e.g. code that several backends build with.
+
+        A backend without any names ``src/diffusion_engines/backends/base.py``.
+        """
+
+    @property
+    def wrap_code(self) -> str:
+        """The file or folder that decides what wrapping writes."""
 
     def check(self, target: T, precisions: Collection[str]) -> list[str]:
         """Return what does not fit in a target that is to have engines in these precisions.

@@ -22,6 +22,7 @@ from diffusion_engines.backends.gpus import Gpu
 from diffusion_engines.backends.nvidia.running import binding_names
 from diffusion_engines.backends.tensorrt import running
 from diffusion_engines.backends.tensorrt.building import layers, python
+from diffusion_engines.backends.tensorrt.refitting import refit_from_graph
 from diffusion_engines.backends.tensorrt.settings import TensorRTTarget
 from diffusion_engines.config import Dynamic
 from diffusion_engines.errors import BuildError, FingerprintError, HardwareError, IntegrityError
@@ -392,3 +393,43 @@ def test_timing_caches_are_kept_by_fingerprint(tmp_path: Path) -> None:
     assert list(found.values()) == ["three", "two"]
     assert timing.find_timing_cache(kept, "unet", {"tensorrt": "11.1.0"}) is None
     assert timing.find_timing_cache(kept, "vae_decoder", first) is None
+
+
+class Refitting:
+    """What of TensorRT's Python API gives a plan its weights; keeps which graph it was given."""
+
+    def __init__(self, ok: bool) -> None:
+        self.ok, self.given = ok, ""
+
+    def Refitter(self, *_: Any) -> Any:  # noqa: N802
+        return SimpleNamespace(refit_cuda_engine=lambda: self.ok)
+
+    def OnnxParserRefitter(self, *_: Any) -> Any:  # noqa: N802
+        def refit_from_file(path: str) -> bool:
+            self.given = path
+            return True
+
+        return SimpleNamespace(refit_from_file=refit_from_file)
+
+
+def test_a_stripped_plan_gets_the_weights_of_the_workspace_that_it_lies_in(tmp_path: Path) -> None:
+    """Whatever the current folder is."""
+    graph = tmp_path / "artifacts" / "onnx" / "unet-fp16"
+    graph.mkdir(parents=True)
+    (graph / "model.onnx").write_bytes(b"weights")
+    write_manifest(graph, "onnx", {"name": "unet-fp16"})
+    built = {"name": "a10-unet", "onnx": json.loads((graph / "manifest.json").read_text())}
+    bundle = tmp_path / "artifacts" / "bundles" / "a10" / "unet"
+
+    trt = Refitting(ok=True)
+    refit_from_graph(trt, bundle, built)(None, None)
+    assert trt.given == str(graph / "model.onnx")
+    with pytest.raises(BuildError, match="could not be given its weights"):
+        refit_from_graph(Refitting(ok=False), bundle, built)(None, None)
+
+    with pytest.raises(IntegrityError, match="lies in no workspace with its graph"):
+        refit_from_graph(trt, tmp_path / "served" / "a10" / "unet", built)
+    (graph / "model.onnx").write_bytes(b"other weights")
+    write_manifest(graph, "onnx", {"name": "unet-fp16"})
+    with pytest.raises(IntegrityError, match="is not the graph that the engine a10-unet was"):
+        refit_from_graph(trt, bundle, built)

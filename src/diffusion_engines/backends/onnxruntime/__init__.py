@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_engines.backends import gpus
-from diffusion_engines.backends.base import BuildResult, Graph, Manifest
+from diffusion_engines.backends.base import Backend, BuildResult, Graph, Manifest
 from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeTarget
 
 if TYPE_CHECKING:
@@ -78,4 +78,4 @@ class _OnnxRuntime:
         return load(folder, manifest, cuda_graph=cuda_graph)
 
 
-BACKEND = _OnnxRuntime()
+BACKEND: Backend[OnnxRuntimeTarget] = _OnnxRuntime()

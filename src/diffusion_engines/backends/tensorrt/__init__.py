@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_engines.backends.base import BuildResult, Graph, Manifest
+from diffusion_engines.backends.base import Backend, BuildResult, Graph, Manifest
 from diffusion_engines.backends.preflight import recorded
 from diffusion_engines.backends.tensorrt.settings import TensorRTTarget, check_target
 
@@ -81,4 +81,4 @@ class _TensorRT:
         return load(folder, manifest, device, cuda_graph=cuda_graph)
 
 
-BACKEND = _TensorRT()
+BACKEND: Backend[TensorRTTarget] = _TensorRT()

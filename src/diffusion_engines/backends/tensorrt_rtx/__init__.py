@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_engines.backends.base import BuildResult, Graph, Manifest
+from diffusion_engines.backends.base import Backend, BuildResult, Graph, Manifest
 from diffusion_engines.backends.preflight import recorded
 from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXTarget, check_target
 
@@ -84,4 +84,4 @@ class _TensorRTRTX:
         return load(folder, manifest, device, cuda_graph=cuda_graph)
 
 
-BACKEND = _TensorRTRTX()
+BACKEND: Backend[TensorRTRTXTarget] = _TensorRTRTX()
