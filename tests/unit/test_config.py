@@ -67,7 +67,7 @@ def test_the_committed_params_are_what_conf_composes_to(tmp_path: Path) -> None:
             ],
         ),
         (lambda p: p["targets"]["cpu"].pop("backend"), ["targets.cpu.backend: missing"]),
-        (lambda p: p["targets"].update(cpu=3), ["targets.cpu: input should be a valid dict"]),
+        (lambda p: p["targets"].update(cpu=3), ["targets.cpu: input should be an object"]),
         (lambda p: p["image"].update(height=100), ["image.height", "multiple of 8"]),
         (lambda p: p.pop("simplify"), ["simplify: missing"]),
         (
