@@ -160,8 +160,8 @@ def test_what_is_measured_is_a_target(command: list[str]) -> None:
 def overrides(command: list[str]) -> list[list[str]]:
     """The overrides of a command that composes conf/; a list for each point of a sweep."""
     if command[0] == "make":
-        (given,) = [word for word in command if word.startswith("ARGS=")] or ["ARGS="]
-        return [shlex.split(given.removeprefix("ARGS="))]
+        (arguments,) = [word for word in command if word.startswith("ARGS=")] or ["ARGS="]
+        return [shlex.split(arguments.removeprefix("ARGS="))]
     if command[0] == "diffusion-engines":
         return [command[2:]]
     from dvc.utils.hydra import get_hydra_sweeps
