@@ -32,7 +32,7 @@ from diffusion_engines.parity.pipeline import (
     run_from_noise,
 )
 from diffusion_engines.parity.validation import component_differences, worst_of
-from diffusion_engines.runtime.assemble import torch_networks
+from diffusion_engines.runtime.assemble import TorchNetwork, torch_networks
 from diffusion_engines.runtime.conditioning import Network
 from diffusion_engines.runtime.recording import load_settings, recorded_calls, spread
 
@@ -121,6 +121,7 @@ def spread_of(errors: list[float]) -> dict[str, Any]:
 
 def damage_to_layers(network: Network) -> dict[str, list[float]]:
     """The worst relative L2 of a few calls, of the UNet in PyTorch with one place damaged."""
+    assert isinstance(network, TorchNetwork)
     steps = load_settings(layout.REFERENCE)[0].steps
     recorded = recorded_calls(layout.REFERENCE / "unet.safetensors")
     calls = spread(recorded[:steps], CALLS_PER_DAMAGE)  # of the first trajectory
@@ -154,7 +155,8 @@ def _doubled_scales(folder: Path) -> Iterator[tuple[str, str, Path]]:
     An activation's scale is doubled for what reads it, not for what writes it.
     """
     path = layout.onnx("unet-int8") / MODEL
-    weights, activations = [], []
+    weights: list[int] = []
+    activations: list[int] = []
     graph = onnx.load(path, load_external_data=False).graph
     initializers = {tensor.name for tensor in graph.initializer}
     for index, node in enumerate(graph.node):
@@ -181,18 +183,22 @@ Damage = Callable[[], Callable[[], None]]
 def _damages(unet: torch.nn.Module) -> dict[str, list[Damage]]:
     """Every layer's weights times 1.05; K and V of every attention swapped."""
     layers = [m for m in unet.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
-    attentions = [m for m in unet.modules() if hasattr(m, "to_k") and hasattr(m, "to_v")]
+    attentions: list[Any] = [m for m in unet.modules() if hasattr(m, "to_k") and hasattr(m, "to_v")]
     swappable = [m for m in attentions if m.to_k.weight.shape == m.to_v.weight.shape]
 
-    def scale(layer: torch.nn.Module) -> Damage:
+    def scale(layer: torch.nn.Conv2d | torch.nn.Linear) -> Damage:
         def damage() -> Callable[[], None]:
             kept = layer.weight.detach().clone()
             layer.weight.data.mul_(1.05)
-            return lambda: layer.weight.data.copy_(kept)
+
+            def undo() -> None:
+                layer.weight.data.copy_(kept)
+
+            return undo
 
         return damage
 
-    def swap(attention: torch.nn.Module) -> Damage:
+    def swap(attention: Any) -> Damage:
         def damage() -> Callable[[], None]:
             def exchange() -> None:
                 attention.to_k, attention.to_v = attention.to_v, attention.to_k

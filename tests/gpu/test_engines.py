@@ -58,15 +58,16 @@ def target_here(name: str, torchscript: bool = False) -> Any:
         onnxruntime = pytest.importorskip("onnxruntime")
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             pytest.skip("this ONNX Runtime is not onnxruntime-gpu")
-        return OnnxRuntimeTarget(name, "cuda", OnnxRuntimeBuild("all", tf32=False))
+        return OnnxRuntimeTarget("onnxruntime", "cuda", OnnxRuntimeBuild("all", tf32=False))
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
     if name == "tensorrt":
-        return TensorRTTarget(name, torch.cuda.get_device_name(), capability, torchscript, BUILD)
+        gpu = torch.cuda.get_device_name()
+        return TensorRTTarget("tensorrt", gpu, capability, torchscript, BUILD)
     if capability not in RTX_CAPABILITIES:
         pytest.skip(f"TensorRT-RTX does not run on {capability}")
     settings = TensorRTRTXBuild(None, "none", "layer_names_only", tf32=False)
-    return TensorRTRTXTarget(name, [capability], settings, torchscript)
+    return TensorRTRTXTarget("tensorrt_rtx", [capability], settings, torchscript)
 
 
 def make_bundle(name: str, loaded: Any, target: Any, folder: Path, precision: str = "fp16") -> Path:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from types import ModuleType
+from typing import Any
 
 import onnx
 import pytest
@@ -53,7 +54,7 @@ def networks(weights: Path = LEMON) -> dict[str, TorchNetwork]:
 @pytest.fixture(scope="module")
 def drawn() -> tuple[torch.Tensor, Recorder]:
     """The picture of the prompt, (3, 128, 128), and the calls of the UNet that made it."""
-    loaded: dict[str, sampling.Network] = dict(networks())
+    loaded: dict[str, Any] = dict(networks())
     recorder = Recorder(loaded["unet"])
     loaded["unet"] = recorder
     model = sampling.load_model(LEMON)
@@ -104,7 +105,7 @@ def test_held_out_combinations_are_in_no_training_caption(scenes: ModuleType) ->
 def test_a_drawing_shows_what_its_scene_says(scenes: ModuleType) -> None:
     import drawing
 
-    base = {"kind": "apple", "anchor": "none", "relation": "none", "size": "medium"}
+    base: dict[str, Any] = {"kind": "apple", "anchor": "none", "relation": "none", "size": "medium"}
     base |= {"surface": "plain", "wall": "white", "bowl": "white", "seed": 3}
     red = [drawing.draw(scenes.Scene(colour="red", count=n, **base)) for n in (1, 2, 3)]
     blue = drawing.draw(scenes.Scene(colour="blue", count=1, **base))

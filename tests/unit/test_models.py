@@ -247,7 +247,7 @@ def test_served_engines_paint_what_diffusers_paints(
 ) -> None:
     model = reduced[name]
     write_bundles(model.weights, tmp_path / "cpu", image=model.image)
-    served = load_pipeline(tmp_path / "cpu")
+    served: Any = load_pipeline(tmp_path / "cpu")
     served.set_progress_bar_config(disable=True)
     own = own_pipeline(model, "euler")
     assert type(served) is type(own)

@@ -90,7 +90,7 @@ def edit_fingerprint(bundle: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("level", ["disabled", "basic", "extended", "all"])
-def test_onnxruntime_computes_what_pytorch_does(exported: dict, tmp_path: Path, level: str) -> None:
+def test_onnxruntime_computes_what_pytorch_does(exported: dict, tmp_path: Path, level: Any) -> None:
     loaded, _ = exported["fp32"]
     target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild(level, tf32=False))
     engine = load_bundle(make_bundle(exported, tmp_path, target))
@@ -228,7 +228,7 @@ def test_tensorrt_rtx_is_refused_before_it_sees_a_foreign_engine(
 
 
 def test_a_probe_records_or_keeps_or_explains(tmp_path: Path) -> None:
-    targets = {"cpu": CPU, "h100": H100}
+    targets: dict[str, Any] = {"cpu": CPU, "h100": H100}
     probe_target("cpu", targets, tmp_path / "cpu.json", tmp_path / "cpu-wrap.json")
     recorded = json.loads((tmp_path / "cpu.json").read_text())
     assert recorded["instruction_set"] == instruction_set()

@@ -258,8 +258,8 @@ def test_a_missing_or_other_package_is_named(
 def test_an_engine_without_the_file_is_loaded_as_a_plan(
     machine: SimpleNamespace, tmp_path: Path
 ) -> None:
-    settings = {"torchscript": False, "build": {"version_compatible": False}}
-    settings["build"] |= {"hardware_compatibility": "none", "weights": "embedded"}
+    build = {"version_compatible": False, "hardware_compatibility": "none", "weights": "embedded"}
+    settings = {"torchscript": False, "build": build}
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     wrap_engine(make_engine(tmp_path / "engine", settings=settings), bundle)

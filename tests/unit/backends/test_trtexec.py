@@ -65,11 +65,15 @@ def command(
     )
 
 
+def changed(**settings: Any) -> TensorRTBuild:
+    return replace(BUILD, **settings)
+
+
 # Every value of every option, each beside the defaults of the others, and all at once.
 VARIANTS = {
     "default": BUILD,
     **{
-        f"{key}={value}": replace(BUILD, **{key: value})
+        f"{key}={value}": changed(**{key: value})
         for key, values in {
             "optimization_level": (0, 5),
             "workspace_mib": (4096,),

@@ -46,13 +46,13 @@ RTX = TensorRTRTXTarget(
     "tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "layer_names_only", tf32=False)
 )
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
-KEPT = {
+KEPT: Any = {
     "text_encoder": [],
     "unet": [r"\.conv_in\.", r"\.conv_out\.", r"\.time_embedding\.", r"\.time_emb_proj\."],
     "vae_decoder": [r"\.conv_in\.", r"\.conv_out\."],
 }
 EIGHT_BIT = EightBit(calls=2, method="max", kept=KEPT, rel_l2=0.2)
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "int8": EIGHT_BIT,
     "fp8": EIGHT_BIT,
     "fp16-mixed": Mixed(calls=2, largest=512.0, kept={}, rel_l2=0.01),
@@ -60,7 +60,7 @@ SETTINGS = {
 # Relative L2 to fp32 PyTorch on random inputs, weights random: about twice of what the VAE decoder,
 # which loses most, was measured at.
 ALLOWED = {"fp32": 1e-5, "fp16": 3e-3, "fp16-mixed": 3e-3, "int8": 0.4, "fp8": 0.5}
-SOURCE = {"int8": "fp16", "fp8": "fp16", "fp16-mixed": "fp32"}
+SOURCE: dict[str, Any] = {"int8": "fp16", "fp8": "fp16", "fp16-mixed": "fp32"}
 
 
 class Graphs:
@@ -101,7 +101,7 @@ class Graphs:
             simplify_graph(raw / MODEL, folder, skipped_optimizers=[])
         return folder
 
-    def lowered(self, name: str, precision: str, opset: int = 22) -> Path:
+    def lowered(self, name: Any, precision: Any, opset: int = 22) -> Path:
         folder = self.root / f"{name}-{precision}-{opset}"
         if not folder.exists():
             source = self.source(name, SOURCE[precision], opset)
@@ -334,7 +334,8 @@ def evaluate(folder: Path, inputs: tuple[torch.Tensor, ...]) -> np.ndarray:
     from onnx.reference import ReferenceEvaluator
 
     with np.errstate(all="ignore"):
-        return ReferenceEvaluator(str(folder / MODEL)).run(None, {"input_0": inputs[0].numpy()})[0]
+        evaluator: Any = ReferenceEvaluator(str(folder / MODEL))
+        return evaluator.run(None, {"input_0": inputs[0].numpy()})[0]
 
 
 def test_operators_that_are_kept_stay_in_fp32(graphs: Graphs, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,11 +88,11 @@ def test_a_missing_tolerance_is_named() -> None:
         gate_of(params["validate"], "unet", "int4")
 
 
-def scaled(module: torch.nn.Module) -> None:
+def scaled(module: Any) -> None:
     module.network.mid_block.resnets[0].conv1.weight.mul_(1.05)
 
 
-def swapped(module: torch.nn.Module) -> None:
+def swapped(module: Any) -> None:
     attention = module.network.mid_block.attentions[0].transformer_blocks[0].attn2
     attention.to_k, attention.to_v = attention.to_v, attention.to_k
 
