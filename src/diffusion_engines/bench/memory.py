@@ -24,7 +24,7 @@ class PeakMemory:
     Attributes:
         resident: resident memory, from the process's start on: libraries, mapped files, loading.
         gpu: all that the process has on GPUs, as the driver counts it: the context, engines, what
-            ONNX Runtime, TensorRT and PyTorch allocate. Sampled.
+            ONNX Runtime, TensorRT and PyTorch allocate. Sampled, every 10 ms.
         gpu_pytorch: the part of it that PyTorch's allocator gave out; engines are not in it.
     """
 
@@ -66,8 +66,8 @@ def peak_memory_of(function: Callable[..., None], *args: Any, gpu: bool) -> Peak
     finally:
         process.join()
     # A container may hide its processes from the driver, or the driver their memory (WSL): then it
-    # is what all GPUs hold more than before.
-    return PeakMemory(resident, own or grown, pytorch)
+    # is what all GPUs hold more than before. A peak between two looks is at least PyTorch's.
+    return PeakMemory(resident, max(own or grown, pytorch), pytorch)
 
 
 @contextlib.contextmanager
