@@ -13,6 +13,7 @@ from diffusion_engines.bench.breakdown import summarize
 from diffusion_engines.bench.memory import PeakMemory
 from diffusion_engines.bench.results import ENGINES, Benchmark, write_benchmark
 from diffusion_engines.files import write_json, write_manifest
+from diffusion_engines.fingerprint import machine
 from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.statistics import (
     GraphStatistics,
@@ -217,7 +218,7 @@ def write_latencies(
             for name in runners
         },
         images_per_second={name: 83.3 if name == ENGINES else 33.3 for name in runners},
-        machine={"cpu": "Testor 9000", "cores": 4, "memory_gib": 16, "gpus": gpus},
+        machine=machine() | {"cpu": "Testor 9000", "cores": 4, "memory_gib": 16, "gpus": gpus},
         components=components,
         settings=settings,
     )

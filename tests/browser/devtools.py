@@ -21,6 +21,7 @@ from typing import Any
 
 _FLAGS = (
     "--headless",
+    "--hide-scrollbars",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",

@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from diffusion_engines.bench.results import Benchmark
 from diffusion_engines.parity.distances import Difference
@@ -37,6 +38,8 @@ _PRECISIONS = {
 _TOLERANCE = "#D55E00"
 # What an axis shows where every error and tolerance is zero.
 _SMALLEST = 1e-7
+# Of the files, for sharp screens, and of the page, where letters of 10 points are as large as text.
+_DPI, _PAGE_DPI = 160, 112
 _STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -44,6 +47,12 @@ _STYLE: Any = {
     "axes.edgecolor": "#8a8f98",
     "savefig.facecolor": "white",
 }
+
+
+def drawn_width(path: Path) -> int:
+    """Return how wide a figure is on the page, in CSS pixels, so that all have equal letters."""
+    with Image.open(path) as image:
+        return round(image.width * _PAGE_DPI / _DPI)
 
 
 def draw_breakdown(path: Path, benchmark: Benchmark) -> None:
@@ -239,5 +248,5 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 def _save(figure: Any, path: Path) -> None:
     # Without the library's version and the date, so that equal content has an equal hash.
-    figure.savefig(path, dpi=160, metadata={"Software": None})
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
     plt.close(figure)

@@ -21,6 +21,7 @@ from diffusion_engines.report.figures import (
     draw_latents,
     draw_parity,
     draw_quantization,
+    drawn_width,
 )
 from diffusion_engines.report.images import (
     amplified_difference,
@@ -31,6 +32,8 @@ from diffusion_engines.report.images import (
 
 # Generated images of each target that the page holds, so that it stays small.
 _SHOWN = 3
+# Of what is out of tolerance; the rest is in validation.json.
+_SHOWN_MISSES = 10
 _MIME = {".png": "image/png", ".gif": "image/gif"}
 
 
@@ -82,6 +85,7 @@ def render(report: Report, figures: Mapping[str, Path]) -> str:
     environment.globals["difference"] = amplified_difference
     environment.globals["last_frame"] = last_frame
     environment.globals["still"] = still
+    environment.globals["drawn_width"] = drawn_width
     environment.globals["worst_of"] = worst_of
     css, _, _ = loader.get_source(environment, "page.css")
     return environment.get_template("page.html.j2").render(
@@ -92,6 +96,7 @@ def render(report: Report, figures: Mapping[str, Path]) -> str:
         status=engine_status,
         run_rows=run_rows,
         shown=_SHOWN,
+        shown_misses=_SHOWN_MISSES,
     )
 
 
@@ -126,9 +131,10 @@ def fleet_summary(report: Report) -> dict[str, Any]:
 
 
 def engine_status(report: Report, engine: Engine) -> str:
-    """Say whether an engine was run on this machine."""
-    measured = engine.target in report.validations or engine.target in report.benchmarks
-    return "measured on this machine" if measured else "built, not run here"
+    """Say whether an engine was run, and on what it was timed."""
+    if engine.target in report.benchmarks:
+        return f"timed on {text.machine(report.benchmarks[engine.target].machine)}"
+    return "compared" if engine.target in report.validations else "built, not run here"
 
 
 def parity_text(report: Report, engine: Engine) -> str:

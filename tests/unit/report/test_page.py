@@ -76,7 +76,7 @@ def test_speedups_are_over_the_first_baseline_whatever_its_name(fleet) -> None:
     compiled = dataclasses.replace(PYTORCH, compile="default")
     made = fleet(baselines={"as_before": PYTORCH, "compiled": compiled})
     text = words_of(written(made))
-    assert "24.0 ms PyTorch eager, fp32 60.0 ms, 3 steps" in text
+    assert "24.0 ms PyTorch eager, fp32: 60.0 ms; 3 steps, on Testor 9000" in text
     assert "cpu beside PyTorch eager, fp32" in text
     assert "torch.compile, default, fp32" in text
     assert summary(made)["engines"][1]["speed"] == "12.0 ms, 2.50× PyTorch"
@@ -261,6 +261,16 @@ def test_missing_tolerance_is_said(fleet) -> None:
     made = fleet(rel_l2=1e-2)
     assert "missed" in words_of(written(made))
     assert "MISSED" in summary(made)["engines"][0]["parity"]
+
+
+def test_many_misses_are_counted_and_not_shown(fleet) -> None:
+    engines = {"cpu-text_encoder": "fp32", "cpu-unet": "fp32"}
+    text = words_of(written(fleet(engines, rel_l2=1e-3)))
+    assert "unet (fp32), call 5" in text
+    assert "more, in" not in text
+    text = words_of(written(fleet(engines | {"cpu-vae_decoder": "fp32"}, rel_l2=1e-3)))
+    assert "vae_decoder (fp32), call 0" not in text
+    assert "and 2 more, in artifacts/validation/cpu/validation.json" in text
 
 
 def test_damaged_artifacts_are_named(fleet) -> None:
