@@ -25,7 +25,7 @@ class Config:
 @stage
 def main(cfg: Config) -> None:
     reference = cfg.reference
-    networks = torch_networks("fp32", "cpu")
+    networks = torch_networks("fp32", "cpu", weights=layout.WEIGHTS)
     model = sampling.load_model(layout.WEIGHTS)
     settings = sampling.Settings(
         scheduler=reference.scheduler,

@@ -110,4 +110,4 @@ def _convert(case: Case, weights: Path, folder: Path, image: Image) -> dict[str,
     graph = graph_of(folder / "model.onnx", inputs, case.precision, case.component)
     result = backend("tensorrt_rtx").build(graph, folder, ADA)
     assert (folder / result.engine).stat().st_size >= 2 * parameters
-    return result.precisions
+    return dict(result.precisions)

@@ -30,6 +30,8 @@ SchedulerName = Literal["lms", "pndm", "euler", "dpmpp_2m", "ddim", "euler_ances
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PixelSize = Annotated[int, Field(gt=0, multiple_of=8)]
+# How far something may be from the reference; NaN or infinity would let everything pass.
+Tolerance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
@@ -108,7 +110,7 @@ class Simplify:
 
     skipped_optimizers: list[str]
     # relative L2 error between the graph before and after, by precision
-    rel_l2: dict[Precision, float]
+    rel_l2: dict[Precision, Tolerance]
     seed: int
 
 
@@ -121,9 +123,7 @@ class EightBit:
     method: Literal["max", "entropy"]  # how the range of an activation follows from its values
     # layers that keep the source's precision: regular expressions on the names of their weights
     kept: dict[Component, list[str]]
-    rel_l2: Annotated[
-        float, Field(gt=0)
-    ]  # that it may cost at any call, against the fp32 reference
+    rel_l2: Tolerance  # that it may cost at any call, against the fp32 reference
 
 
 @dataclass(config=_STRICT)
@@ -131,9 +131,11 @@ class Mixed:
     """fp16, but for the operators whose values leave its range (conf/quantize/)."""
 
     calls: PositiveInt | None  # as for 8 bits: where the largest values are looked for
-    largest: Annotated[float, Field(gt=0)]  # absolute value that an operator in fp16 may see
+    largest: Annotated[
+        float, Field(gt=0, allow_inf_nan=False)
+    ]  # absolute value that an operator in fp16 may see
     kept: dict[Component, list[str]]  # layers that stay in fp32 in any case
-    rel_l2: Annotated[float, Field(gt=0)]
+    rel_l2: Tolerance
 
 
 @dataclass(config=_STRICT)
@@ -196,25 +198,25 @@ class Engine:
 class Gate:
     """What a component's output may differ from the fp32 reference, at any timestep."""
 
-    rel_l2: Annotated[float, Field(gt=0)]
-    max_abs: Annotated[float, Field(gt=0)]
-    cosine: Annotated[float, Field(gt=0, le=1)]
+    rel_l2: Tolerance
+    max_abs: Tolerance
+    cosine: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 @dataclass(config=_STRICT)
 class LatentsGate:
     """What the latents of a whole run may differ from the fp32 reference's, after any step."""
 
-    rel_l2: Annotated[float, Field(gt=0)]
-    cosine: Annotated[float, Field(gt=0, le=1)]
+    rel_l2: Tolerance
+    cosine: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 @dataclass(config=_STRICT)
 class ImageGate:
     """What a final image must reach beside the reference image: PSNR in dB, SSIM up to 1."""
 
-    psnr: float
-    ssim: Annotated[float, Field(le=1)]
+    psnr: Annotated[float, Field(allow_inf_nan=False)]
+    ssim: Annotated[float, Field(le=1, allow_inf_nan=False)]
 
 
 @dataclass(config=_STRICT)

@@ -36,6 +36,7 @@ PLUMBING = {
     "precisions.py",
     "processes.py",
     "progress.py",
+    "results.py",
     "runtime/__init__.py",
     "stage.py",
     "weights/__init__.py",

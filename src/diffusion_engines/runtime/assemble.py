@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from diffusion_engines import layout
 from diffusion_engines.components import pipeline_of
 from diffusion_engines.config import Engine
 from diffusion_engines.files import read_manifest
+from diffusion_engines.layout import Workspace
 from diffusion_engines.progress import step
 from diffusion_engines.runtime.bundle import load_bundle
 from diffusion_engines.runtime.conditioning import Network
@@ -49,7 +49,7 @@ def torch_networks(
     precision: str,
     device: str,
     *,
-    weights: Path = layout.WEIGHTS,
+    weights: Path,
     names: Iterable[str] | None = None,
     autocast: bool = False,
     compile_mode: str | None = None,
@@ -87,7 +87,9 @@ def torch_networks(
     return networks
 
 
-def engine_networks(target: str, names: Iterable[str], device: str) -> dict[str, Network]:
+def engine_networks(
+    target: str, names: Iterable[str], device: str, *, workspace: Workspace
+) -> dict[str, Network]:
     """Load the engines of a target.
 
     Raises:
@@ -96,7 +98,7 @@ def engine_networks(target: str, names: Iterable[str], device: str) -> dict[str,
     networks: dict[str, Network] = {}
     for name in names:
         with step(f"load engine {target}-{name}"):
-            networks[name] = load_bundle(layout.bundle(target, name), device)
+            networks[name] = load_bundle(workspace.bundle(target, name), device)
     return networks
 
 
@@ -106,11 +108,17 @@ def engine_components(target: str, engines: Mapping[str, Engine]) -> dict[str, s
 
 
 def target_networks(
-    target: str, components: Mapping[str, str], device: str, *, torch_precision: str = "fp32"
+    target: str,
+    components: Mapping[str, str],
+    device: str,
+    *,
+    workspace: Workspace,
+    torch_precision: str = "fp32",
 ) -> dict[str, Network]:
     """Load a target's engines, and PyTorch networks for the components that it has none for."""
-    missing = [name for name in pipeline_of(layout.WEIGHTS).components if name not in components]
+    weights = workspace.weights
+    missing = [name for name in pipeline_of(weights).components if name not in components]
     return {
-        **engine_networks(target, components, device),
-        **torch_networks(torch_precision, device, names=missing),
+        **engine_networks(target, components, device, workspace=workspace),
+        **torch_networks(torch_precision, device, weights=weights, names=missing),
     }

@@ -70,7 +70,7 @@ def generate_images(
     """
     packed = read_manifest(layout.pipeline(target), "pipeline")
     model = load_model(layout.pipeline(target))
-    networks = target_networks(target, components, device)
+    networks = target_networks(target, components, device, workspace=layout.Workspace())
     settings = Settings(
         scheduler=generate.scheduler,
         steps=generate.steps,

@@ -55,7 +55,7 @@ def test_two_processes_build_equal_bytes(tmp_path: Path) -> None:
     engines = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        command = [sys.executable, "-c", BUILD, tmp_path / "model.onnx", tmp_path / name]
+        command = [sys.executable, "-c", BUILD, str(tmp_path / "model.onnx"), str(tmp_path / name)]
         subprocess.run(command, check=True, cwd=ROOT)
         engines.append({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()})
     assert sorted(engines[0]) == ["engine.onnx", "engine.onnx.data"]

@@ -159,8 +159,11 @@ def test_a_backend_that_cannot_be_imported_is_named(toy: Path) -> None:
     assert "nothing_of_this_name" in str(raised.value)
 
 
-CPU = {"backend": "onnxruntime", "device": "cpu", "build": {"optimization_level": "all"}}
-CPU["build"]["tf32"] = False
+CPU = {
+    "backend": "onnxruntime",
+    "device": "cpu",
+    "build": {"optimization_level": "all", "tf32": False},
+}
 A10 = {
     "backend": "tensorrt",
     "gpu": "A10",

@@ -183,7 +183,7 @@ def test_a_fingerprint_holds_what_an_engine_depends_on(
     monkeypatch.setenv("TRTEXEC_DOUBLE_RELEASE", "10.16")
     monkeypatch.setattr(gpus, "find_gpu", lambda: A10)
     found = backend("tensorrt").fingerprint(TARGET)
-    assert found | {"cuda": None} == {
+    assert dict(found) | {"cuda": None} == {
         "tensorrt": "10.16.0",
         "cuda": None,
         "driver": "575",

@@ -19,6 +19,7 @@ from diffusion_engines.onnx.graph import check_graph, opset_of
 from diffusion_engines.onnx.operators import graph_statistics, render
 from diffusion_engines.onnx.patches import applied
 from diffusion_engines.onnx.simplify import check_same_results, simplify_graph
+from diffusion_engines.onnx.statistics import Simplification
 from diffusion_engines.runtime.networks import example_inputs
 from tests.conftest import COMPONENTS, Loaded, load
 
@@ -236,7 +237,7 @@ def test_simplification_keeps_results_and_is_counted(tmp_path: Path) -> None:
     error = check_same_results(before, after, seed=0, allowed=1e-5)
     assert error is not None
     assert error < 1e-5
-    table = render(graph_statistics(before), graph_statistics(after), "g")
+    table = render(Simplification(graph_statistics(before), graph_statistics(after)), "g")
     assert "Identity" in table
     assert graph_statistics(after).operators.get("Identity", 0) == 0
 
