@@ -143,9 +143,7 @@ def stages_after(stages: Iterable[str], root: Path) -> set[str]:
     from dvc.repo import Repo
 
     with Repo(str(root)) as repo:
-        needs = nx.DiGraph(
-            (stage.addressing, other.addressing) for stage, other in repo.index.graph.edges
-        )
+        needs = nx.DiGraph((stage.name, other.name) for stage, other in repo.index.graph.edges)
     failed = {stage for stage in stages if stage in needs}
     return {after for stage in failed for after in nx.ancestors(needs, stage)} - failed
 
