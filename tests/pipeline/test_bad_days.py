@@ -6,23 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.pipeline.conftest import Clone, environment
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.pipeline
-
-
-def wait_for(condition, seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def processes_of(clone: Clone, script: str) -> list[int]:

@@ -22,6 +22,7 @@ from diffusion_engines.failures import (
 )
 from diffusion_engines.repro import _print_failures, stages_after
 from tests.doubles.launcher import install
+from tests.waiting import is_gone, wait_for
 
 
 def waiting(stage: str) -> Failure:
@@ -138,22 +139,6 @@ def start(tmp_path: Path) -> Callable[..., tuple[subprocess.Popen[str], int]]:
         return process, int(pid.read_text())
 
     return started
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
