@@ -77,10 +77,8 @@ def refuse_during_a_run(root: Path) -> None:
     path = root / _LOCK
     if (pid := _pid_in(path)) != os.getpid() and _is_locked(path):
         raise _busy(root, pid, "make repro")
-    import psutil
-
     for pid, command in dvc_processes(root).items():
-        if pid != os.getpid() and psutil.pid_exists(pid):
+        if pid != os.getpid() and _is_alive(pid):
             raise _busy(root, pid, command)
 
 
@@ -117,6 +115,16 @@ def _dvc_record(path: Path) -> dict[str, Any]:
             if time.monotonic() > end:
                 return {}
             time.sleep(0.02)
+
+
+def _is_alive(pid: int) -> bool:
+    import psutil
+
+    try:
+        # One that has ended stays as a zombie until its parent, or who adopted it, asks for it.
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_locked(path: Path) -> bool:

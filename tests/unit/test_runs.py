@@ -23,6 +23,7 @@ from diffusion_engines.runs import (
     started_by_dvc,
 )
 from tests.conftest import ROOT
+from tests.waiting import is_gone, wait_for
 
 
 def record(root: Path, pid: int) -> None:
@@ -70,6 +71,14 @@ def test_a_stage_under_dvc_refuses_other_parameters(tmp_path: Path, other: int) 
 def test_what_a_killed_dvc_left_refuses_nothing(tmp_path: Path, dead: int) -> None:
     record(tmp_path, dead)
     refuse_during_a_run(tmp_path)
+
+
+def test_nor_does_a_dvc_that_nobody_has_collected_yet(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as zombie:
+        assert wait_for(lambda: is_gone(zombie.pid))
+        assert Path(f"/proc/{zombie.pid}").exists()
+        record(tmp_path, zombie.pid)
+        refuse_during_a_run(tmp_path)
 
 
 def test_a_record_is_read_again_while_dvc_writes_it(tmp_path: Path, other: int) -> None:
