@@ -23,18 +23,13 @@ def graph_statistics(path: Path) -> GraphStatistics:
         operators=dict(sorted(operators.items())),
         nodes=len(model.graph.node),
         bytes=sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
-        macs=_macs(model, path),
+        macs=_macs(model),
     )
 
 
-def _macs(model: onnx.ModelProto, path: Path) -> int | None:
-    # Inferred on disk: in memory, shape inference would serialize the weights as well.
-    inferred = path.with_name(".inferred.onnx")
-    try:
-        onnx.shape_inference.infer_shapes_path(str(path), str(inferred), data_prop=True)
-        graph = onnx.load(inferred, load_external_data=False).graph
-    finally:
-        inferred.unlink(missing_ok=True)
+def _macs(model: onnx.ModelProto) -> int | None:
+    # The weights are external and not loaded; shapes do not depend on them.
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes: dict[str, list[int]] = {i.name: list(i.dims) for i in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
         shapes[value.name] = [

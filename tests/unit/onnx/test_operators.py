@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from diffusion_engines.onnx.graph import save_with_external_data
 from diffusion_engines.onnx.operators import graph_statistics, render
 from diffusion_engines.onnx.statistics import GraphStatistics, Simplification
 
@@ -64,6 +65,18 @@ def test_macs_of_an_operator(
     assert statistics.macs == macs
     assert statistics.operators == {operator: 1}
     assert statistics.bytes == path.stat().st_size
+
+
+def test_counting_writes_nothing_beside_a_graph_and_reads_no_weights(tmp_path: Path) -> None:
+    path = one_node(tmp_path, "MatMul", [[5, 64], [64, 32]], [5, 32])
+    save_with_external_data(onnx.load(path), path)
+    data = path.with_name("model.onnx.data")
+    assert data.is_file()
+    data.unlink()  # shapes are known without
+    before = tmp_path.stat().st_mtime_ns  # a file that came and went would show here
+    assert graph_statistics(path).macs == 5 * 64 * 32
+    assert tmp_path.stat().st_mtime_ns == before
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_the_table_has_both_graphs_the_most_frequent_operator_first() -> None:
