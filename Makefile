@@ -18,19 +18,27 @@ env: ## the virtual environment, with the pinned dependencies
 
 .PHONY: params
 params: env ## compose conf/ into params.yaml; ARGS="fleet=rtx40 export.opset=20"
-	@python -m diffusion_engines.compose $(ARGS)
+	@diffusion-engines compose $(ARGS)
 
 .PHONY: repro
 repro: env ## build, validate, benchmark and report the fleet; ARGS="model=sd14 fleet=rtx40"
-	@python -m diffusion_engines.repro $(ARGS)
+	@diffusion-engines repro $(ARGS)
+
+.PHONY: measure
+measure: env ## time a target on this machine, with params.yaml as it is; TARGET=cpu
+	@diffusion-engines measure $(TARGET)
 
 .PHONY: full
 full: env ## SD 1.4 at full size with synthetic weights, to TensorRT-RTX engines for Ada GPUs
-	@python -m diffusion_engines.repro model=sd14-synthetic fleet=rtx40 reference=short
+	@diffusion-engines repro model=sd14-synthetic fleet=rtx40 reference=short
 
 .PHONY: test
-test: env lint ## every test that needs no GPU and no full-size model
-	@python -m pytest -m "not gpu and not full and not browser" -n auto --dist loadfile
+test: env lint ## every test but for the long ones: at most eight minutes on two cores
+	@python -m pytest -m "not long and not browser and not gpu and not full" -n auto --dist loadfile
+
+.PHONY: test-long
+test-long: env ## the long matrices, and the report in a real browser
+	@python -m pytest -m "(long or browser) and not gpu and not full" -n auto --dist loadfile
 
 .PHONY: test-full
 test-full: env ## full-size models: up to 24 GB of memory, three quarters of an hour
@@ -48,7 +56,7 @@ lint: env ## ruff and mypy
 
 .PHONY: experiments
 experiments: env ## the table of experiments: their metrics, and the parameters that differ
-	@python -m diffusion_engines.experiments
+	@diffusion-engines experiments
 
 .PHONY: clean
 clean: ## remove what was built; the DVC cache stays

@@ -2,43 +2,49 @@
 
 Select it with `+target=cpu`.
 
-Reads   artifacts/bundles/<target>/, artifacts/weights/, artifacts/fingerprints/machine.json
+Reads   artifacts/bundles/<target>/, artifacts/weights/, artifacts/machines/<target>.json
 Writes  artifacts/benchmark/<target>/benchmark.json
         artifacts/metrics/benchmark/<target>.json, artifacts/plots/benchmark/<target>.csv
 """
 
+import os
 from dataclasses import dataclass
 
-from diffusion_engines import config, layout
+from diffusion_engines import config
 from diffusion_engines.backends.targets import Target, device_of
 from diffusion_engines.bench.compare import benchmark_target
 from diffusion_engines.bench.results import write_benchmark
-from diffusion_engines.files import new_folder, read_json
+from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
-from diffusion_engines.runtime.assemble import engine_components
+from diffusion_engines.machines import check_record, this_machine
+from diffusion_engines.params import key, param
 from diffusion_engines.stage import stage
 
 
 @dataclass(frozen=True)
 class Config:
-    target: str
-    engines: dict[str, config.Engine]
-    targets: dict[str, Target]
-    benchmark: config.Benchmark
-    image: config.Image
+    target: str = key("measured")
+    item: config.Measured = param("measured.${key}")
+    settings: Target = param("targets.${key}")
+    benchmark: config.Benchmark = param("benchmark")
+    image: config.Image = param("image")
 
 
 @stage
 def main(cfg: Config) -> None:
-    workspace, machine = Workspace(), read_json(layout.MACHINE)
+    workspace = Workspace()
+    # Under DVC the result is filed with the target's record; by hand it is anybody's.
+    filed = "DVC_STAGE" in os.environ
+    record = workspace.machine(cfg.target)
+    machine = check_record(cfg.target, record) if filed else this_machine()
     result = benchmark_target(
         cfg.target,
-        engine_components(cfg.target, cfg.engines),
+        cfg.item.components,
         cfg.benchmark,
         cfg.image,
         workspace,
         machine,
-        device=device_of(cfg.targets[cfg.target]),
+        device=device_of(cfg.settings),
     )
     with new_folder(workspace.benchmark(cfg.target)) as folder:
         write_benchmark(

@@ -2,7 +2,7 @@
 
 Select it with `+engine=rtx-unet`.
 
-Reads   artifacts/onnx/<component>-<precision>/, artifacts/fingerprints/<target>.json, and
+Reads   artifacts/onnx/<graph>/, artifacts/fingerprints/<target>.json, and
         artifacts/timing/<target>/ if it is there: not a dependency, for it only saves time
 Writes  artifacts/engines/<target>/<component>/: the engine and manifest.json; of TensorRT also
         layers.json and timing.cache
@@ -10,6 +10,7 @@ Writes  artifacts/engines/<target>/<component>/: the engine and manifest.json; o
 """
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from diffusion_engines import config, layout
 from diffusion_engines.backends import backend, check_precision
@@ -18,6 +19,7 @@ from diffusion_engines.backends.targets import Target
 from diffusion_engines.backends.timing import find_timing_cache
 from diffusion_engines.files import new_folder, read_manifest, write_manifest
 from diffusion_engines.onnx.graph import MODEL
+from diffusion_engines.params import key, param
 from diffusion_engines.progress import step
 from diffusion_engines.stage import stage
 
@@ -36,24 +38,23 @@ _OF_THE_GRAPH = (
 
 @dataclass(frozen=True)
 class Config:
-    engine: str
-    engines: dict[str, config.Engine]
-    targets: dict[str, Target]
+    engine: str = key("engines")
+    item: config.Engine = param("engines.${key}")
+    target: Target = param("targets.${item.target}")
 
 
 @stage
 def main(cfg: Config) -> None:
-    engine = cfg.engines[cfg.engine]
-    target = cfg.targets[engine.target]
+    engine, target = cfg.item, cfg.target
     module = backend(target.backend)
     check_precision(cfg.engine, engine.precision, target.backend)
     # Raises where this machine cannot build for the target and only has the record of one.
     fingerprint = module.fingerprint(target)
-    source = layout.onnx(engine.onnx)
-    with step(f"check the files of {engine.onnx}"):
+    source = Path(engine.graph_folder)
+    with step(f"check the files of {engine.graph}"):
         manifest = read_manifest(source, "onnx")
     graph = Graph(
-        name=engine.onnx,
+        name=engine.graph,
         component=engine.component,
         precision=engine.precision,
         format=module.graph_format,

@@ -14,6 +14,7 @@ from diffusion_engines import config, layout
 from diffusion_engines.components import pipeline_of
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.files import new_folder, write_manifest
+from diffusion_engines.params import param
 from diffusion_engines.progress import step
 from diffusion_engines.runtime.networks import load_architecture
 from diffusion_engines.stage import stage
@@ -25,8 +26,8 @@ from diffusion_engines.weights.lora import Lora, read_lora
 
 @dataclass(frozen=True)
 class Config:
-    model: config.Model
-    image: config.Image
+    model: config.Model = param("model")
+    vae_scale_factor: int = param("image.vae_scale_factor")
 
 
 @stage
@@ -36,7 +37,7 @@ def main(cfg: Config) -> None:
     with new_folder(layout.WEIGHTS) as folder:
         fill(model, folder)
         fused = fuse(loras, folder)
-        sources.check_scale_factor(folder, cfg.image.vae_scale_factor)
+        sources.check_scale_factor(folder, cfg.vae_scale_factor)
         sources.check_conditions(folder)
         pipeline = pipeline_of(folder)
         origin = {

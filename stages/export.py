@@ -1,9 +1,9 @@
 """Write one component in one precision as an ONNX graph, patched where the exporter needs it.
 
-Select it with `+onnx=unet-fp16`.
+Select it with `+graph=unet-fp16`.
 
 Reads   artifacts/weights/<folder of the component>/, artifacts/weights/model_index.json
-Writes  artifacts/exports/<onnx>/: model.onnx, model.onnx.data, manifest.json
+Writes  artifacts/exports/<graph>/: model.onnx, model.onnx.data, manifest.json
 """
 
 from dataclasses import asdict, dataclass
@@ -13,6 +13,7 @@ from diffusion_engines.components import pipeline_of
 from diffusion_engines.files import new_folder, read_manifest, write_manifest
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.versions import exporter_versions
+from diffusion_engines.params import key, param
 from diffusion_engines.progress import step
 from diffusion_engines.runtime.networks import load_architecture, load_network
 from diffusion_engines.stage import stage
@@ -20,23 +21,23 @@ from diffusion_engines.stage import stage
 
 @dataclass(frozen=True)
 class Config:
-    onnx: str
-    exports: dict[str, config.ExportItem]
-    export: config.Export
-    image: config.Image
+    graph: str = key("exports")
+    item: config.Graph = param("graphs.${key}")
+    export: config.Export = param("export")
+    image: config.Image = param("image")
 
 
 @stage
 def main(cfg: Config) -> None:
-    item = cfg.exports[cfg.onnx]
+    item = cfg.item
     spec = pipeline_of(layout.WEIGHTS).component(item.component)
     weights = layout.weights(item.weights)
-    with step(f"load {cfg.onnx}"):
+    with step(f"load {cfg.graph}"):
         origin = read_manifest(weights, "weights")
         architecture = load_architecture(weights)
         module = load_network(spec, weights, item.precision)
     inputs = spec.inputs(architecture, cfg.image, cfg.export.dynamic)
-    with new_folder(layout.export(cfg.onnx)) as folder:
+    with new_folder(layout.export(cfg.graph)) as folder:
         with step(f"export with {cfg.export.exporter}, opset {cfg.export.opset}"):
             export_module(
                 module,
@@ -50,7 +51,7 @@ def main(cfg: Config) -> None:
                 vocabulary=architecture.get("vocab_size", 0),
             )
         info = {
-            "name": cfg.onnx,
+            "name": cfg.graph,
             "component": item.component,
             "precision": item.precision,
             "inputs": [asdict(value) for value in inputs],

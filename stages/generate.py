@@ -8,6 +8,7 @@ Reads   artifacts/bundles/<target>/, artifacts/weights/ for components without a
 Writes  artifacts/images/<target>/: image-NN.png with its settings, image-NN.gif, timings.json
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +16,20 @@ from diffusion_engines import config, layout
 from diffusion_engines.backends.targets import Target, device_of
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.files import new_folder
-from diffusion_engines.runtime.assemble import engine_components
+from diffusion_engines.layout import Workspace
+from diffusion_engines.machines import check_record, this_machine
+from diffusion_engines.params import key, param
 from diffusion_engines.serve.generation import generate_images
 from diffusion_engines.stage import stage
 
 
 @dataclass(frozen=True)
 class Config:
-    target: str
-    engines: dict[str, config.Engine]
-    targets: dict[str, Target]
-    generate: config.Generate
-    image: config.Image
+    target: str = key("measured")
+    item: config.Measured = param("measured.${key}")
+    settings: Target = param("targets.${key}")
+    generate: config.Generate = param("generate")
+    image: config.Image = param("image")
 
 
 @stage
@@ -35,14 +38,19 @@ def main(cfg: Config) -> None:
     target = Path(wanted).expanduser() if wanted else layout.images(cfg.target)
     if wanted and target.exists():
         raise ConfigError(f"generate.folder: {target} exists", fix="choose a new folder")
+    # Under DVC the images are filed with the target's record; by hand they are anybody's.
+    filed = "DVC_STAGE" in os.environ
+    record = Workspace().machine(cfg.target)
+    machine = check_record(cfg.target, record) if filed else this_machine()
     with new_folder(target) as folder:
         generate_images(
             cfg.target,
-            engine_components(cfg.target, cfg.engines),
+            cfg.item.components,
             cfg.generate,
             cfg.image,
             folder,
-            device=device_of(cfg.targets[cfg.target]),
+            device=device_of(cfg.settings),
+            machine=machine,
         )
     print(f"  {len(list(target.glob('*.png')))} image(s) in {target}")
 

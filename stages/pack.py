@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from diffusion_engines import layout
 from diffusion_engines.files import new_folder
+from diffusion_engines.params import key
 from diffusion_engines.serve.pack import copy_pipeline_files
 from diffusion_engines.stage import stage
 
 
 @dataclass(frozen=True)
 class Config:
-    target: str
+    target: str = key("targets")
 
 
 @stage

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from diffusion_engines import layout
 from diffusion_engines.backends.probe import probe_target
 from diffusion_engines.backends.targets import Target
+from diffusion_engines.params import key, param
 from diffusion_engines.stage import stage
 
 
 @dataclass(frozen=True)
 class Config:
-    target: str
-    targets: dict[str, Target]
+    target: str = key("targets")
+    targets: dict[str, Target] = param("targets")
 
 
 @stage

@@ -1,25 +1,39 @@
-"""Describe this machine, which measurements depend on. Runs at every `dvc repro`.
+"""Keep the record of the machine that a target is timed on, or write this machine's where asked.
 
-Reads   this machine and its libraries
-Writes  artifacts/fingerprints/machine.json, tracked in git
+Select it with `+target=cpu`. Runs at every `dvc repro`. `make measure TARGET=cpu` asks for a new
+record; where there is none yet, the first machine that the target is for writes it.
+
+Reads   this machine and its libraries; DIFFUSION_ENGINES_MEASURE, the targets to time anew
+Writes  artifacts/machines/<target>.json, tracked in git
 """
 
+import os
 from dataclasses import dataclass
 
-from diffusion_engines import layout
-from diffusion_engines.files import write_json
-from diffusion_engines.fingerprint import machine
+from diffusion_engines.backends import backend
+from diffusion_engines.backends.targets import Target
+from diffusion_engines.layout import Workspace
+from diffusion_engines.machines import MEASURE, keep_or_write_record
+from diffusion_engines.params import key, param
 from diffusion_engines.stage import stage
 
 
 @dataclass(frozen=True)
 class Config:
-    """Nothing of params.yaml."""
+    target: str = key("measured")
+    settings: Target = param("targets.${key}")
 
 
 @stage
 def main(cfg: Config) -> None:
-    write_json(layout.MACHINE, machine())
+    settings = cfg.settings
+    asked = os.environ.get(MEASURE, "").split(",")
+    keep_or_write_record(
+        cfg.target,
+        Workspace().machine(cfg.target),
+        lambda: backend(settings.backend).check_hardware(settings),
+        asked=cfg.target in asked,
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Select it with `+graph=unet-int8`. What it costs is measured in ONNX Runtime at every recorded call,
 beside its source, and written first; a missed tolerance fails after.
 
-Reads   artifacts/onnx/<component>-<source>/, artifacts/reference/<component>.safetensors
+Reads   artifacts/onnx/<source>/, artifacts/reference/<component>.safetensors
 Writes  artifacts/onnx/<graph>/: model.onnx, model.onnx.data, manifest.json
         artifacts/quantization/<graph>/: the errors of every call, and which layers are quantized
         artifacts/metrics/quantize/<graph>.json
@@ -18,6 +18,7 @@ from diffusion_engines.files import new_folder, read_manifest, write_manifest
 from diffusion_engines.onnx.graph import MODEL, check_graph
 from diffusion_engines.onnx.quantize import lower_precision, opset_on_disk, typed_inputs
 from diffusion_engines.onnx.versions import quantizer_versions
+from diffusion_engines.params import key, param
 from diffusion_engines.parity.graphs import compare_graphs
 from diffusion_engines.parity.results import Quantization, write_quantization
 from diffusion_engines.progress import step
@@ -27,17 +28,17 @@ from diffusion_engines.stage import stage
 
 @dataclass(frozen=True)
 class Config:
-    graph: str
-    quantized: dict[str, config.QuantizedItem]
-    quantize: config.Quantize
+    graph: str = key("quantized")
+    item: config.Graph = param("graphs.${key}")
+    settings: config.EightBit | config.Mixed = param("quantize.${item.precision}")
 
 
 @stage
 def main(cfg: Config) -> None:
-    item = cfg.quantized[cfg.graph]
-    settings = cfg.quantize.settings(item.precision)
-    source, recorded = layout.onnx(item.onnx), f"{item.component}.safetensors"
-    with step(f"check the files of {item.onnx}"):
+    item, settings = cfg.item, cfg.settings
+    assert item.source is not None  # of this table, each has one
+    source, recorded = layout.onnx(item.source), f"{item.component}.safetensors"
+    with step(f"check the files of {item.source}"):
         manifest = read_manifest(source, "onnx")
         read_manifest(layout.REFERENCE, "reference", only=(recorded,))
     calls = recorded_calls(layout.REFERENCE / recorded)
@@ -48,20 +49,28 @@ def main(cfg: Config) -> None:
     ):
         with step(f"{item.precision}, from {len(chosen)} of {len(calls)} calls"):
             layers = lower_precision(
-                source, folder, chosen, item, settings, layout.log("quantize", cfg.graph)
+                source,
+                folder,
+                chosen,
+                item.component,
+                item.precision,
+                settings,
+                layout.log("quantize", cfg.graph),
             )
         with step("check the graph"):
             opset = opset_on_disk(folder / MODEL)
             check_graph(folder / MODEL, opset=opset, writer="ModelOpt")
-        parity = compare_graphs(source / MODEL, folder / MODEL, calls, names=(item.onnx, cfg.graph))
+        parity = compare_graphs(
+            source / MODEL, folder / MODEL, calls, names=(item.source, cfg.graph)
+        )
         worst = parity.worst()
         print(
             f"  relative L2 error at the worst call: {worst['rel_l2']:.2e} "
-            f"({item.onnx}: {worst['source_rel_l2']:.2e}; allowed {settings.rel_l2:.0e})"
+            f"({item.source}: {worst['source_rel_l2']:.2e}; allowed {settings.rel_l2:.0e})"
         )
         result = Quantization(
             name=cfg.graph,
-            source=item.onnx,
+            source=item.source,
             calls=len(chosen),
             allowed=settings.rel_l2,
             bytes=sum(file.stat().st_size for file in folder.iterdir()),
@@ -73,11 +82,12 @@ def main(cfg: Config) -> None:
         write_quantization(result, tables, layout.metrics("quantize", cfg.graph))
         info = {key: value for key, value in manifest.items() if key not in ("files", "kind")}
         info |= {"name": cfg.graph, "precision": item.precision, "opset": opset}
-        info["inputs"] = typed_inputs(manifest["inputs"], item.source)
+        info["inputs"] = typed_inputs(manifest["inputs"], manifest["precision"])
+        info["compared"] = True
         info["versions"] |= quantizer_versions()
         info["quantization"] = {
             "settings": asdict(settings),
-            "source": item.onnx,
+            "source": item.source,
             "calls": len(chosen),
             **asdict(layers),
             **worst,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from diffusion_engines import config, layout
 from diffusion_engines.files import new_folder, write_manifest
+from diffusion_engines.params import param
 from diffusion_engines.progress import step
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
@@ -18,8 +19,8 @@ from diffusion_engines.stage import stage
 
 @dataclass(frozen=True)
 class Config:
-    reference: config.Reference
-    image: config.Image
+    reference: config.Reference = param("reference")
+    image: config.Image = param("image")
 
 
 @stage

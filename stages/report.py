@@ -1,7 +1,7 @@
 """Make the page, the tables and the figures that a person looks at.
 
 Reads   artifacts/: operators, quantization, engines, logs, reference, validation, benchmark,
-        images, fingerprints
+        images
 Writes  artifacts/report/: index.html (self-contained), breakdown-<target>.png,
         parity-<target>.png, latents-<target>.png, quantization.png, trajectory.gif, fleet.json
 """
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from diffusion_engines import config
 from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
+from diffusion_engines.params import param
 from diffusion_engines.report.page import write_report
 from diffusion_engines.stage import stage
 
 
 @dataclass(frozen=True)
 class Config:
-    model: config.Model
-    image: config.Image
-    exports: dict[str, config.ExportItem]
-    quantized: dict[str, config.QuantizedItem]
-    engines: dict[str, config.Engine]
-    measure: dict[str, config.Measure]
+    model: config.Model = param("model")
+    image: config.Image = param("image")
+    graphs: dict[str, config.Graph] = param("graphs")
+    engines: dict[str, config.Engine] = param("engines")
+    measured: dict[str, config.Measured] = param("measured")
 
 
 @stage
@@ -35,10 +35,9 @@ def main(cfg: Config) -> None:
             folder,
             cfg.model,
             cfg.image,
-            cfg.exports,
-            cfg.quantized,
+            cfg.graphs,
             cfg.engines,
-            cfg.measure,
+            list(cfg.measured),
         )
 
 

@@ -1,40 +1,54 @@
-"""Simplify a graph with onnxsim and check numerically that it still computes the same.
+"""Simplify a graph with onnxsim and check numerically that it still computes what PyTorch does.
 
-Select it with `+onnx=unet-fp16`.
+Select it with `+graph=unet-fp16`. The graph is compared with the export, and with the recorded
+reference call by call, so that no engine rests on a graph that nobody has compared; where ONNX
+Runtime cannot run it (bf16), its manifest says so. Measurements come first; a miss fails after.
 
-Reads   artifacts/exports/<onnx>/
-Writes  artifacts/onnx/<onnx>/: model.onnx, model.onnx.data, manifest.json
-        artifacts/operators/<onnx>/: the operator counts before and after, as JSON and as text
+Reads   artifacts/exports/<graph>/, artifacts/reference/<component>.safetensors
+Writes  artifacts/onnx/<graph>/: model.onnx, model.onnx.data, manifest.json
+        artifacts/operators/<graph>/: the operator counts before and after, as JSON and as text
+        artifacts/parity/<graph>/: the distance from the reference at every recorded call
 """
 
 from dataclasses import dataclass
 
-from diffusion_engines import config, layout
+from diffusion_engines import config
+from diffusion_engines.errors import GateError
 from diffusion_engines.files import new_folder, read_manifest, write_manifest
+from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.graph import MODEL, check_graph
 from diffusion_engines.onnx.operators import graph_statistics, render
 from diffusion_engines.onnx.simplify import check_same_results, simplify_graph
 from diffusion_engines.onnx.statistics import Simplification, write_simplification
 from diffusion_engines.onnx.versions import simplifier_versions
+from diffusion_engines.params import key, param
+from diffusion_engines.parity.gates import misses_of_component
+from diffusion_engines.parity.graphs import graph_differences
+from diffusion_engines.parity.results import GraphCheck, write_graph_check
 from diffusion_engines.progress import step
+from diffusion_engines.runtime.recording import recorded_calls, spread
 from diffusion_engines.stage import stage
 
 
 @dataclass(frozen=True)
 class Config:
-    onnx: str
-    exports: dict[str, config.ExportItem]
-    simplify: config.Simplify
+    graph: str = key("exports")
+    item: config.Graph = param("graphs.${key}")
+    simplify: config.Simplify = param("simplify")
+    gate: config.Gate = param("validate.components.${item.component}.${item.precision}")
 
 
 @stage
 def main(cfg: Config) -> None:
-    source = layout.export(cfg.onnx)
-    with step(f"check the files of {cfg.onnx}"):
+    workspace, name = Workspace(), cfg.graph
+    source, recorded = workspace.export(name), f"{cfg.item.component}.safetensors"
+    with step(f"check the files of {name}"):
         manifest = read_manifest(source, "onnx")
+        read_manifest(workspace.reference, "reference", only=(recorded,))
     with (
-        new_folder(layout.onnx(cfg.onnx)) as folder,
-        new_folder(layout.operators(cfg.onnx)) as tables,
+        new_folder(workspace.onnx(name)) as folder,
+        new_folder(workspace.operators(name)) as tables,
+        new_folder(workspace.parity(name)) as parity,
     ):
         simplify_graph(source / MODEL, folder, skipped_optimizers=cfg.simplify.skipped_optimizers)
         with step("check the graph"):
@@ -43,18 +57,33 @@ def main(cfg: Config) -> None:
             source / MODEL,
             folder / MODEL,
             seed=cfg.simplify.seed,
-            allowed=cfg.simplify.rel_l2[cfg.exports[cfg.onnx].precision],
+            allowed=cfg.simplify.rel_l2[cfg.item.precision],
         )
-        before, after = graph_statistics(source / MODEL), graph_statistics(folder / MODEL)
-        found = Simplification(before, after)
-        write_simplification(found, tables)
-        table = render(found, cfg.onnx)
+        statistics = Simplification(
+            graph_statistics(source / MODEL), graph_statistics(folder / MODEL)
+        )
+        write_simplification(statistics, tables)
+        table = render(statistics, name)
         (tables / "operators.txt").write_text(table)
         print(table)
+        compared = error is not None  # else ONNX Runtime cannot run it
+        calls = recorded_calls(workspace.reference / recorded) if compared else []
+        found = graph_differences(folder / MODEL, spread(calls, cfg.simplify.calls), name)
+        misses = misses_of_component(name, cfg.gate, found)
+        write_graph_check(GraphCheck(name, cfg.gate, found, tuple(misses)), parity)
         info = {key: value for key, value in manifest.items() if key not in ("files", "kind")}
         info["versions"] |= simplifier_versions()
-        info["simplify_rel_l2"] = error
+        # Not how far: a new reference must not make the graph, and its engines, another one.
+        info |= {"simplify_rel_l2": error, "compared": compared}
         write_manifest(folder, "onnx", info)
+    if misses:
+        raise GateError(
+            f"the graph {name} computes something else than PyTorch; it misses {len(misses)} "
+            "tolerance(s):\n  - " + "\n  - ".join(misses[:10]),
+            fix="use another export.opset or exporter (conf/export/). If the precision is known\n"
+            "to cost this much, widen its tolerance in conf/validate/; the measurements are in\n"
+            f"{workspace.parity(name)}",
+        )
 
 
 if __name__ == "__main__":

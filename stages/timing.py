@@ -12,21 +12,20 @@ from pathlib import Path
 
 from diffusion_engines import config, layout
 from diffusion_engines.backends.timing import collect_timing_caches
+from diffusion_engines.params import key, param
 from diffusion_engines.stage import stage
 
 
 @dataclass(frozen=True)
 class Config:
-    target: str
-    engines: dict[str, config.Engine]
+    target: str = key("timing")
+    item: config.Timing = param("timing.${key}")
 
 
 @stage
 def main(cfg: Config) -> None:
     engines: dict[str, Path] = {
-        engine.component: layout.engine(cfg.target, engine.component)
-        for engine in cfg.engines.values()
-        if engine.target == cfg.target
+        component: layout.engine(cfg.target, component) for component in cfg.item.components
     }
     collect_timing_caches(layout.timing(cfg.target), engines)
 

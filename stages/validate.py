@@ -15,18 +15,18 @@ from diffusion_engines.backends.targets import Target, device_of
 from diffusion_engines.errors import GateError
 from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
+from diffusion_engines.params import key, param
 from diffusion_engines.parity.results import write_validation
 from diffusion_engines.parity.validation import validate_target
-from diffusion_engines.runtime.assemble import engine_components
 from diffusion_engines.stage import stage
 
 
 @dataclass(frozen=True)
 class Config:
-    target: str
-    engines: dict[str, config.Engine]
-    targets: dict[str, Target]
-    validate: config.Validate
+    target: str = key("measured")
+    item: config.Measured = param("measured.${key}")
+    settings: Target = param("targets.${key}")
+    validate: config.Validate = param("validate")
 
 
 @stage
@@ -34,10 +34,10 @@ def main(cfg: Config) -> None:
     workspace = Workspace()
     result, pictures = validate_target(
         cfg.target,
-        engine_components(cfg.target, cfg.engines),
+        cfg.item.components,
         cfg.validate,
         workspace,
-        device=device_of(cfg.targets[cfg.target]),
+        device=device_of(cfg.settings),
     )
     with new_folder(workspace.validation(cfg.target)) as folder:
         write_validation(

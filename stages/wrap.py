@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from diffusion_engines import config, layout
 from diffusion_engines.files import new_folder
+from diffusion_engines.params import key, param
 from diffusion_engines.progress import step
 from diffusion_engines.runtime.bundle import wrap_engine
 from diffusion_engines.stage import stage
@@ -19,13 +20,13 @@ from diffusion_engines.stage import stage
 
 @dataclass(frozen=True)
 class Config:
-    engine: str
-    engines: dict[str, config.Engine]
+    engine: str = key("engines")
+    item: config.Engine = param("engines.${key}")
 
 
 @stage
 def main(cfg: Config) -> None:
-    engine = cfg.engines[cfg.engine]
+    engine = cfg.item
     target = layout.bundle(engine.target, engine.component)
     with step(f"wrap {cfg.engine}"), new_folder(target) as folder:
         wrap_engine(layout.engine(engine.target, engine.component), folder)

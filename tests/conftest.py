@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,18 @@ ROOT = Path(__file__).parents[1]
 TINY = ROOT / "conf" / "architecture" / "tiny"
 IMAGE = Image(height=128, width=128, batch_size=1, vae_scale_factor=8)
 STATIC = Dynamic(batch_size=None, height=None, width=None)
+
+
+def stage_config(name: str) -> type[Any]:
+    """Return the dataclass in which a stage's script declares what it reads."""
+    path = ROOT / "stages" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"stage_{name}", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.Config
 
 
 def pytest_configure() -> None:

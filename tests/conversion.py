@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from diffusion_engines.fleet import BF16_OPSET
 
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXBuild, TensorRTRTXTarget
@@ -19,7 +20,6 @@ from diffusion_engines.config import (
     sections_from_config,
 )
 from diffusion_engines.errors import BuildError, DiffusionEnginesError, ExportError
-from diffusion_engines.fleet import BF16_OPSET
 from diffusion_engines.onnx.export import export_module
 from tests.conftest import IMAGE, ROOT, graph_of, load
 

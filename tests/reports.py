@@ -13,8 +13,8 @@ from diffusion_engines.bench.breakdown import summarize
 from diffusion_engines.bench.memory import PeakMemory
 from diffusion_engines.bench.results import ENGINES, Benchmark, write_benchmark
 from diffusion_engines.files import write_json, write_manifest
-from diffusion_engines.fingerprint import machine
 from diffusion_engines.layout import Workspace
+from diffusion_engines.machines import this_machine
 from diffusion_engines.onnx.statistics import (
     GraphStatistics,
     Simplification,
@@ -24,15 +24,18 @@ from diffusion_engines.parity.distances import Difference
 from diffusion_engines.parity.gates import misses_of, misses_of_component, misses_of_latents
 from diffusion_engines.parity.results import (
     ComponentParity,
+    GraphCheck,
     GraphParity,
     ImageParity,
     LatentsParity,
     Quantization,
     Validation,
+    write_graph_check,
     write_quantization,
     write_validation,
 )
 from diffusion_engines.parity.scorers import Scores
+from diffusion_engines.precisions import graph_name
 from diffusion_engines.report.images import write_trajectory
 from diffusion_engines.runtime.recording import write_settings
 from diffusion_engines.runtime.sampling import Settings, Timings
@@ -91,7 +94,7 @@ def write_engine(workspace: Workspace, engine: config.Engine, batch: Any) -> Non
         "synthetic": True,
         "loras": [],
         "onnx": {
-            "name": engine.onnx,
+            "name": engine.graph,
             "exporter": "dynamo",
             "opset": 18,
             "patches": [],
@@ -114,6 +117,13 @@ def write_operators(workspace: Workspace, name: str, macs: int | None) -> None:
         GraphStatistics({"Conv": 3, "Add": 4}, 7, 4000, macs),
     )
     write_simplification(found, workspace.operators(name))
+
+
+def write_check(workspace: Workspace, name: str, *, unchecked: bool = False) -> None:
+    calls = () if unchecked else (Difference(5e-4, 1e-3, 0.9999999, 0),) * 4
+    gate = config.Gate(rel_l2=4e-3, max_abs=5e-2, cosine=0.9999)
+    misses = tuple(misses_of_component(name, gate, calls))
+    write_graph_check(GraphCheck(name, gate, calls, misses), workspace.parity(name))
 
 
 def write_costs(workspace: Workspace, name: str, source: str, calls: tuple[float, ...]) -> None:
@@ -218,7 +228,7 @@ def write_latencies(
             for name in runners
         },
         images_per_second={name: 83.3 if name == ENGINES else 33.3 for name in runners},
-        machine=machine() | {"cpu": "Testor 9000", "cores": 4, "memory_gib": 16, "gpus": gpus},
+        machine=this_machine() | {"cpu": "Testor 9000", "cores": 4, "memory_gib": 16, "gpus": gpus},
         components=components,
         settings=settings,
     )
@@ -266,18 +276,18 @@ def sections(
     values = {
         "model": model,
         "image": {"height": 64, "width": 64, "batch_size": 1, "vae_scale_factor": 8},
-        "exports": {
-            f"{component}-{engines[name]}": {
+        "graphs": {
+            name: {
                 "component": component,
                 "weights": "vae" if component == "vae_decoder" else component,
-                "precision": engines[name],
+                "precision": precision,
+                "format": "onnx",
+                "source": f"{component}-{quantized[name]}" if name in quantized else None,
             }
-            for name, (_, component) in split.items()
-            if f"{component}-{engines[name]}" not in quantized
-        },
-        "quantized": {
-            name: {"component": name.split("-")[0], "precision": name.split("-")[1], "source": made}
-            for name, made in quantized.items()
+            for component, precision in dict.fromkeys(
+                (component, engines[name]) for name, (_, component) in split.items()
+            )
+            for name in [graph_name(component, precision)]
         },
         "engines": {
             name: {
@@ -285,12 +295,15 @@ def sections(
                 "backend": "onnxruntime",
                 "component": component,
                 "precision": engines[name],
+                "graph": graph_name(component, engines[name]),
+                **dict.fromkeys(("graph_folder", "code", "shared", "wrap_code"), "a path"),
             }
             for name, (target, component) in split.items()
         },
-        "measure": {target: {} for target in measure},
+        "measure": measure,
     }
-    return config.sections_from_config(values, list(values))
+    read = config.sections_from_config(values, list(values))
+    return read | {"measured": read.pop("measure")}
 
 
 def make_fleet(
@@ -314,10 +327,12 @@ def make_fleet(
     write_reference(workspace)
     for engine in arguments["engines"].values():
         write_engine(workspace, engine, batch)
-    for export in arguments["exports"]:
-        write_operators(workspace, export, None if isinstance(batch, dict) else 1_000_000)
-    for name, item in arguments["quantized"].items():
-        write_costs(workspace, name, item.onnx, errors)
+    for name, graph in arguments["graphs"].items():
+        if graph.source is None:
+            write_operators(workspace, name, None if isinstance(batch, dict) else 1_000_000)
+            write_check(workspace, name, unchecked=graph.precision == "bf16")
+        else:
+            write_costs(workspace, name, graph.source, errors)
     for target in measure:
         components = {
             e.component: e.precision for e in arguments["engines"].values() if e.target == target

@@ -86,6 +86,11 @@ class ComponentSpec:
     inputs: Callable[[Mapping[str, Any], Image, Dynamic], tuple[TensorSpec, ...]]
     outputs: tuple[OutputSpec, ...]
 
+    @property
+    def role(self) -> str:
+        """What it is for in any pipeline."""
+        return {"unet": "denoiser", "vae_decoder": "decoder"}.get(self.name, "encoder")
+
 
 @dataclass(frozen=True)
 class PipelineSpec:

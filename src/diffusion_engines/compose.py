@@ -1,4 +1,4 @@
-"""Compose ``conf/`` into ``params.yaml``: ``python -m diffusion_engines.compose [overrides]``.
+"""Compose ``conf/`` into ``params.yaml``.
 
 The same function of DVC that ``dvc exp run -S`` uses, so both write the same bytes. Plain
 ``dvc repro`` composes nothing (https://github.com/treeverse/dvc/issues/10750).
@@ -6,14 +6,12 @@ The same function of DVC that ``dvc exp run -S`` uses, so both write the same by
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import yaml
 
 from diffusion_engines.config import params_from_config
-from diffusion_engines.errors import ConfigError, DiffusionEnginesError
-from diffusion_engines.runs import composition
+from diffusion_engines.errors import ConfigError
 
 PARAMS = Path("params.yaml")
 
@@ -46,18 +44,3 @@ def compose_params(overrides: list[str], root: Path) -> bool:
         ) from error
     finally:
         composed.unlink(missing_ok=True)
-
-
-def main() -> None:
-    """Compose with the overrides of the command line."""
-    root = Path.cwd()
-    try:
-        with composition(root):
-            changed = compose_params(sys.argv[1:], root)
-    except DiffusionEnginesError as error:
-        sys.exit(str(error))
-    print(f"params.yaml: {'composed anew' if changed else 'up to date'}")
-
-
-if __name__ == "__main__":
-    main()

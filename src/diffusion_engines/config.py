@@ -9,23 +9,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from diffusion_engines.backends.targets import Target
 from diffusion_engines.errors import ConfigError
+from diffusion_engines.precisions import PRECISIONS
 
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-# What the exporter writes, what `quantize` makes of it, and what an engine can therefore have.
-Precision = Literal["fp32", "fp16", "bf16"]
-QuantizedPrecision = Literal["int8", "fp8", "fp16-mixed"]
-EnginePrecision = Precision | QuantizedPrecision
-Component = Literal["text_encoder", "text_encoder_2", "unet", "vae_decoder"]
+
+def _known_precision(name: str) -> str:
+    if name not in PRECISIONS:
+        raise PydanticCustomError("precision", "expected one of {known}", {"known": _KNOWN})
+    return name
+
+
+def _exported_precision(name: str) -> str:
+    if not (name in PRECISIONS and PRECISIONS[name].exported):
+        raise PydanticCustomError("precision", "expected one of {known}", {"known": _EXPORTED})
+    return name
+
+
+_KNOWN = ", ".join(PRECISIONS)
+_EXPORTED = ", ".join(name for name, one in PRECISIONS.items() if one.exported)
+# Of engines, and of graphs as an exporter writes them and as PyTorch runs.
+PrecisionName = Annotated[str, AfterValidator(_known_precision)]
+ExportedPrecision = Annotated[str, AfterValidator(_exported_precision)]
 SchedulerName = Literal["lms", "pndm", "euler", "dpmpp_2m", "ddim", "euler_ancestral", "lcm"]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -110,19 +125,22 @@ class Simplify:
 
     skipped_optimizers: list[str]
     # relative L2 error between the graph before and after, by precision
-    rel_l2: dict[Precision, Tolerance]
+    rel_l2: dict[ExportedPrecision, Tolerance]
     seed: int
+    # recorded calls that the graph is compared with PyTorch at, spread over all; null: every one
+    calls: PositiveInt | None
 
 
 @dataclass(config=_STRICT)
 class EightBit:
     """Post-training quantization to INT8 or FP8 (conf/quantize/)."""
 
+    source: ExportedPrecision  # of the graph that it is made from, and of its inputs and outputs
     # recorded calls to calibrate on, spread over all timesteps and prompts; null: every one
     calls: PositiveInt | None
     method: Literal["max", "entropy"]  # how the range of an activation follows from its values
     # layers that keep the source's precision: regular expressions on the names of their weights
-    kept: dict[Component, list[str]]
+    kept: dict[str, list[str]]
     rel_l2: Tolerance  # that it may cost at any call, against the fp32 reference
 
 
@@ -130,11 +148,12 @@ class EightBit:
 class Mixed:
     """fp16, but for the operators whose values leave its range (conf/quantize/)."""
 
+    source: ExportedPrecision  # as for 8 bits
     calls: PositiveInt | None  # as for 8 bits: where the largest values are looked for
     largest: Annotated[
         float, Field(gt=0, allow_inf_nan=False)
     ]  # absolute value that an operator in fp16 may see
-    kept: dict[Component, list[str]]  # layers that stay in fp32 in any case
+    kept: dict[str, list[str]]  # layers that stay in fp32 in any case
     rel_l2: Tolerance
 
 
@@ -146,7 +165,7 @@ class Quantize:
     fp8: EightBit
     mixed: Annotated[Mixed, Field(alias="fp16-mixed")]
 
-    def settings(self, precision: QuantizedPrecision) -> EightBit | Mixed:
+    def settings(self, precision: str) -> EightBit | Mixed:
         """Return the settings of one precision."""
         known: dict[str, EightBit | Mixed] = {
             "int8": self.int8,
@@ -157,41 +176,56 @@ class Quantize:
 
 
 @dataclass(config=_STRICT)
-class ExportItem:
-    """One component in one precision (conf/fleet/)."""
+class Choice:
+    """What a fleet builds for a target (conf/fleet/)."""
 
-    component: Component
-    weights: str  # the folder of artifacts/weights/ that it reads
-    precision: Precision
+    precision: PrecisionName
+    only: list[str] | None  # components or roles; null: every component of the model
+    components: dict[str, PrecisionName | None]  # exceptions, by component or role
 
 
 @dataclass(config=_STRICT)
-class QuantizedItem:
-    """One export, in a lower precision than the exporter has (conf/fleet/)."""
+class Graph:
+    """One component in one precision and format; derived from the fleet (tables.py)."""
 
-    component: Component
-    precision: QuantizedPrecision
-    source: Precision  # of the export that it is made from, and of its inputs and outputs
-
-    @property
-    def onnx(self) -> str:
-        """The export that it is made from."""
-        return f"{self.component}-{self.source}"
+    component: str
+    weights: str  # the folder of artifacts/weights/ that it reads
+    precision: PrecisionName
+    format: str
+    source: str | None  # the graph that the stage quantize makes it from; null: it is exported
 
 
 @dataclass(config=_STRICT)
 class Engine:
-    """One component built for one target (conf/fleet/)."""
+    """One component built for one target; derived from the fleet (tables.py).
+
+    The rest are paths that its stages depend on, for dvc.yaml: of the graph, of the code that
+    builds and wraps it, and of code that several backends share.
+    """
 
     target: str
-    backend: str  # that of the target, so that dvc.yaml can name the one module it depends on
-    component: Component
-    precision: EnginePrecision
+    backend: str
+    component: str
+    precision: PrecisionName
+    graph: str
+    graph_folder: str
+    code: str
+    shared: str
+    wrap_code: str
 
-    @property
-    def onnx(self) -> str:
-        """The export, or quantized export, that this engine is built from."""
-        return f"{self.component}-{self.precision}"
+
+@dataclass(config=_STRICT)
+class Measured:
+    """A target that is validated and timed; derived from `measure` (tables.py)."""
+
+    components: dict[str, PrecisionName]  # those that have an engine
+
+
+@dataclass(config=_STRICT)
+class Timing:
+    """A target whose timing caches are kept between builds; derived from the fleet (tables.py)."""
+
+    components: list[str]
 
 
 @dataclass(config=_STRICT)
@@ -223,9 +257,9 @@ class ImageGate:
 class Validate:
     """Tolerances by component and precision (conf/validate/)."""
 
-    components: dict[Component, dict[EnginePrecision, Gate]]
-    latents: dict[EnginePrecision, LatentsGate]
-    images: dict[EnginePrecision, ImageGate]
+    components: dict[str, dict[PrecisionName, Gate]]
+    latents: dict[PrecisionName, LatentsGate]
+    images: dict[PrecisionName, ImageGate]
     scorers: str  # a folder with pretrained networks that score images; parity/scorers.py
 
 
@@ -233,7 +267,7 @@ class Validate:
 class Baseline:
     """PyTorch, run as somebody would who has no engines."""
 
-    precision: Precision
+    precision: ExportedPrecision
     autocast: bool  # to fp16, as the article runs it; CUDA only
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None  # mode of torch.compile
     channels_last: bool
@@ -280,16 +314,6 @@ class Generate:
     folder: str | None  # null: artifacts/images/<target>, where DVC expects them
 
 
-@dataclass(config=_STRICT)
-class Measure:
-    """A target that is validated and benchmarked on this machine (conf/fleet/)."""
-
-
-@dataclass(config=_STRICT)
-class Timing:
-    """A target whose timing caches are kept between builds (conf/fleet/)."""
-
-
 SECTIONS: dict[str, Any] = {
     "conf_digest": str,
     "model": Model,
@@ -301,51 +325,78 @@ SECTIONS: dict[str, Any] = {
     "validate": Validate,
     "benchmark": Benchmark,
     "generate": Generate,
-    "exports": dict[str, ExportItem],
-    "quantized": dict[str, QuantizedItem],
     "targets": dict[str, Target],
+    "fleet": dict[str, Choice],
+    "measure": list[str],
+    "graphs": dict[str, Graph],
+    "exports": dict[str, Graph],
+    "quantized": dict[str, Graph],
     "engines": dict[str, Engine],
-    "measure": dict[str, Measure],
+    "measured": dict[str, Measured],
     "timing": dict[str, Timing],
 }
+
+# What follows from the others (tables.py), and is wrong only where they are or somebody edited it.
+DERIVED = ("graphs", "exports", "quantized", "engines", "measured", "timing")
 
 # Where the keys of a section are written; those of a fleet and its targets carry names.
 _SECTION_FOLDERS = {
     "image": "model",
-    "exports": "fleet",
-    "quantized": "fleet",
-    "engines": "fleet",
     "measure": "fleet",
-    "timing": "fleet",
     "targets": "target",
+    **dict.fromkeys(DERIVED, "fleet"),
 }
 
 
-def sections_from_config(config: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+def sections_from_config(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return the named sections of a composed config as typed values.
 
     Raises:
         ConfigError: lists every unknown key, wrong type and missing value of these sections.
     """
-    sections: dict[str, Any] = {}
+    return values_from_config(config, {name: (name, SECTIONS[name]) for name in names})
+
+
+def values_from_config(
+    config: Mapping[str, Any], wanted: Mapping[str, tuple[str, Any]]
+) -> dict[str, Any]:
+    """Return parts of a composed config as typed values.
+
+    Args:
+        config: sections by name, as plain data.
+        wanted: for each name of the result, the full key and the type of its value.
+
+    Raises:
+        ConfigError: lists every unknown key, wrong type and missing value of these parts.
+    """
+    values: dict[str, Any] = {}
     problems: list[str] = []
-    for name in names:
-        if name not in config:
-            problems.append(f"{name}: missing (write it in {_conf_file(name)})")
+    for name, (key, kind) in wanted.items():
+        section, *path = key.split(".")
+        value: Any = config
+        for part in (section, *path):
+            value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
+        if value is _MISSING:
+            problems.append(f"{key}: missing (write it in {_conf_file(section, path)})")
             continue
         try:
             # As JSON: strict, yet it lets mappings be dataclasses.
-            text = json.dumps(config[name], default=str)
-            sections[name] = TypeAdapter(SECTIONS[name]).validate_json(text)
+            text = json.dumps(value, default=str)
+            values[name] = TypeAdapter(kind).validate_json(text)
         except ValidationError as error:
-            problems.extend(_describe(name, detail) for detail in error.errors(include_url=False))
+            problems.extend(
+                _describe(section, path, detail) for detail in error.errors(include_url=False)
+            )
     if problems:
         raise ConfigError(
             f"{len(problems)} problem(s) in the configuration:\n  - " + "\n  - ".join(problems),
             fix="edit the files named, then compose again with `make params`;\n"
             "or correct the override on the command line",
         )
-    return sections
+    return values
+
+
+_MISSING = object()
 
 
 def params_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -362,11 +413,12 @@ def params_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
             found=", ".join(unknown),
             fix="remove them from conf/, then compose again with `make params`",
         )
-    return sections_from_config(config, list(SECTIONS))
+    written = sections_from_config(config, [name for name in SECTIONS if name not in DERIVED])
+    return written | sections_from_config(config, DERIVED)
 
 
-def _describe(section: str, detail: Any) -> str:
-    path = list(detail["loc"])
+def _describe(section: str, path: list[Any], detail: Any) -> str:
+    path = [*path, *detail["loc"]]
     key = ".".join(str(part) for part in (section, *path))
     message = detail["msg"][0].lower() + detail["msg"][1:]
     if detail["type"] == "unexpected_keyword_argument":

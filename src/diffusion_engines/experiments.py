@@ -1,8 +1,7 @@
 """Print DVC's experiments: their metrics, and the parameters in which they differ.
 
-``python -m diffusion_engines.experiments``, what ``make experiments`` does. `dvc exp show` has a
-column for every parameter that one row has and another lacks: of a sweep over another fleet, over a
-hundred.
+`dvc exp show` has a column for every parameter that one row has and another lacks: of a sweep over
+another fleet, over a hundred.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from rich.table import Table
 _DVC = ("Experiment", "rev", "typ", "Created", "parent", "State", "Executor")
 
 
-def main() -> None:
+def print_experiments(root: Path) -> None:
     """Print the experiments that come from the current commit."""
     from dvc.api import exp_show
 
-    sections = set(yaml.safe_load(Path("params.yaml").read_text()))
-    table = experiments_table(exp_show(), sections)
+    sections = set(yaml.safe_load((root / "params.yaml").read_text()))
+    table = experiments_table(exp_show(str(root)), sections)
     Console(width=None if sys.stdout.isatty() else 500).print(table)
 
 
@@ -64,7 +63,3 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
     return "-" if value in (None, "", "!") else str(value)  # "!": DVC found no file
-
-
-if __name__ == "__main__":
-    main()

@@ -59,6 +59,10 @@ class Workspace:
         """Operator counts before and after simplification."""
         return self.artifacts / "operators" / graph
 
+    def parity(self, graph: str) -> Path:
+        """How far a simplified graph is from the reference, per call."""
+        return self.artifacts / "parity" / graph
+
     def fingerprint(self, target: str) -> Path:
         """What builds for a target depend on beyond their inputs; tracked in git."""
         return self.artifacts / "fingerprints" / f"{target}.json"

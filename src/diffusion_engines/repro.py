@@ -1,67 +1,106 @@
-"""Compose ``conf/``, run ``dvc repro`` and say what came of it: what ``make repro`` does.
-
-``python -m diffusion_engines.repro [hydra overrides]``
-"""
+"""Run ``dvc repro`` and say what came of it: what ``make repro`` and ``make measure`` do."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
-from diffusion_engines import layout
 from diffusion_engines.compose import compose_params
-from diffusion_engines.errors import DiffusionEnginesError
+from diffusion_engines.errors import ConfigError
 from diffusion_engines.failures import Failure, read_failures
+from diffusion_engines.files import read_json
+from diffusion_engines.layout import Workspace
+from diffusion_engines.machines import MEASURE
 from diffusion_engines.processes import death_with_parent
 from diffusion_engines.runs import composition, only_run
 from diffusion_engines.stage import FAILURES
 
 _FAILURES = Path(".dvc/tmp/failures")
+# Whose results belong to a machine, and the check that comes before.
+_MEASURING = ("validate", "benchmark", "generate")
 _SHOWN_STAGES = 6
 _SECONDS_BETWEEN_SIGNALS = 0.5
 
 
-def main() -> None:
-    """Run the whole pipeline; exit with 1 where anything is left undone."""
-    root = Path.cwd()
+def reproduce(root: Path, overrides: Sequence[str]) -> None:
+    """Compose, run every stage that has something to do, and print what came of it.
+
+    Args:
+        root: of the repository.
+        overrides: Hydra's.
+
+    Raises:
+        BusyError: another run works there.
+        ConfigError: ``conf/`` cannot be composed.
+        SystemExit: something is left undone, or a signal ended it.
+    """
+    with only_run(root) as lock:
+        with composition(root):
+            changed = compose_params(list(overrides), root)
+        print(f"params.yaml: {'composed anew' if changed else 'up to date'}", flush=True)
+        _run_and_tell(root, lock, [], {})
+
+
+def measure(root: Path, targets: Sequence[str]) -> None:
+    """Time targets on this machine, whatever machine is on record, with params.yaml as it is.
+
+    Args:
+        root: of the repository.
+        targets: of the section ``measure``.
+
+    Raises:
+        BusyError: another run works there.
+        ConfigError: a target is not measured.
+        SystemExit: something is left undone, or a signal ended it.
+    """
+    measured = yaml.safe_load((root / "params.yaml").read_text())["measured"]
+    if unknown := [target for target in targets if target not in measured]:
+        raise ConfigError(
+            f"{', '.join(unknown)} cannot be measured",
+            expected=f"targets of the section measure: {', '.join(measured) or 'there are none'}",
+            found=", ".join(targets),
+            fix=f'`make params ARGS="measure=[{",".join(targets)}]"`, with your other overrides',
+        )
+    stages = [f"{stage}@{target}" for target in targets for stage in _MEASURING]
+    with only_run(root) as lock:
+        _run_and_tell(root, lock, [*stages, "report"], {MEASURE: ",".join(targets)})
+
+
+def _run_and_tell(root: Path, lock: int, stages: Sequence[str], env: Mapping[str, str]) -> None:
+    started = time.perf_counter()
     try:
-        with only_run(root) as lock:
-            with composition(root):
-                changed = compose_params(sys.argv[1:], root)
-            print(f"params.yaml: {'composed anew' if changed else 'up to date'}", flush=True)
-            started = time.perf_counter()
-            status, failures = _run_dvc(root, lock)
-            left = (
-                stages_after([failure.stage for failure in failures], root) if failures else set()
-            )
-    except DiffusionEnginesError as error:
-        sys.exit(str(error))
+        status, failures = _run_dvc(root, lock, stages, env)
     except _Stopped as stopped:
         print("\nstopped; `make repro` goes on from what was finished", file=sys.stderr)
         sys.exit(128 + stopped.number)
     if status:
-        _print_failures(failures, left, status)
+        failed = [failure.stage for failure in failures]
+        _print_failures(failures, stages_after(failed, root) if failed else set(), status)
         sys.exit(1)
-    summary = layout.REPORT / "fleet.json"
-    if summary.is_file():
-        _print_summary(json.loads(summary.read_text()), time.perf_counter() - started)
+    workspace = Workspace(root)
+    if (summary := workspace.report / "fleet.json").is_file():
+        _print_summary(workspace, read_json(summary), time.perf_counter() - started)
 
 
-def _run_dvc(root: Path, lock: int) -> tuple[int, list[Failure]]:
-    """Run every stage that can be run; return dvc's exit status and what failed.
+def _run_dvc(
+    root: Path, lock: int, stages: Sequence[str], env: Mapping[str, str]
+) -> tuple[int, list[Failure]]:
+    """Run all of ``stages`` that can be run, all there are where none is named.
+
+    Return dvc's exit status and what failed.
 
     dvc ends with this process, however that ends, and holds the lock as long as it lives.
 
@@ -74,9 +113,9 @@ def _run_dvc(root: Path, lock: int) -> tuple[int, list[Failure]]:
     # Its own group, so that a signal from a terminal reaches dvc and its stage once, from here.
     with (
         subprocess.Popen(
-            ["dvc", "repro", "--keep-going"],
+            ["dvc", "repro", "--keep-going", *stages],
             cwd=root,
-            env=os.environ | {FAILURES: str(folder)},
+            env={**os.environ, FAILURES: str(folder), **env},
             pass_fds=[lock],
             process_group=0,
             preexec_fn=death_with_parent(),  # noqa: PLW1509 - no threads here
@@ -189,7 +228,7 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 124)
 
 
-def _print_summary(fleet: dict[str, Any], seconds: float) -> None:
+def _print_summary(workspace: Workspace, fleet: dict[str, Any], seconds: float) -> None:
     weights = " + ".join([fleet["model"], *fleet["loras"]])
     table = Table(title=f"{weights}{' (synthetic weights)' if fleet['synthetic'] else ''}")
     for column in ("engine", "backend", "precision", "MB", "build s", "parity", "speed"):
@@ -210,15 +249,12 @@ def _print_summary(fleet: dict[str, Any], seconds: float) -> None:
         )
     _console().print(table)
     print(f"dvc repro took {seconds:.0f} s. To look at:")
+    artifacts = workspace.artifacts
     for path, what in (
-        (layout.REPORT / "index.html", "the report: open it in a browser"),
-        (layout.ARTIFACTS / "images", "what the engines paint, and how fast"),
-        (layout.ARTIFACTS / "bundles", "the engines, each with its manifest"),
-        (layout.ARTIFACTS / "onnx", "the ONNX graphs they were built from"),
+        (workspace.report / "index.html", "the report: open it in a browser"),
+        (artifacts / "images", "what the engines paint, and how fast"),
+        (artifacts / "bundles", "the engines, each with its manifest"),
+        (artifacts / "onnx", "the ONNX graphs they were built from"),
     ):
         if path.exists():  # a fleet may measure nothing here
-            print(f"  {path!s:<30} {what}")
-
-
-if __name__ == "__main__":
-    main()
+            print(f"  {path.relative_to(workspace.root)!s:<30} {what}")

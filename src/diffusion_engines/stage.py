@@ -1,9 +1,7 @@
 """The runner of every script in ``stages/``: params.yaml to typed config to ``main``.
 
-A stage declares what it reads in a dataclass ``Config``; each field is a section of params.yaml
-(``params``: all of them), or a selector such as ``engine``, given on the command line as
-``engine=rtx-unet``. It sees nothing else, so it cannot depend on a parameter that dvc.yaml does
-not track (``tests/pipeline/test_dvc_yaml.py`` compares the two).
+A stage declares what it reads in a dataclass ``Config`` (``params.py``): keys of params.yaml, and
+an item such as ``engine``, given on the command line as ``engine=rtx-unet``.
 
 Hydra's command line works on every stage: overrides, ``--help``, ``--cfg job``.
 """
@@ -26,7 +24,7 @@ from typing import Any
 
 from diffusion_engines import layout
 from diffusion_engines.arguments import hydra_arguments
-from diffusion_engines.config import SECTIONS, params_from_config, sections_from_config
+from diffusion_engines.config import SECTIONS
 from diffusion_engines.errors import ConfigError, DiffusionEnginesError, HardwareError
 from diffusion_engines.failures import (
     Failure,
@@ -35,13 +33,10 @@ from diffusion_engines.failures import (
     write_failure,
 )
 from diffusion_engines.files import write_json
+from diffusion_engines.params import config_from_mapping, selector, slices, tracked
 from diffusion_engines.processes import death_with_parent
 from diffusion_engines.progress import LOG
 from diffusion_engines.runs import started_by_dvc
-
-# The command line argument that picks an item, and the section it is picked from. An export is
-# picked by `+onnx=`, because `export` is a section of its own, and `quantized` is one too.
-SELECTORS = {"onnx": "exports", "graph": "quantized", "target": "targets", "engine": "engines"}
 
 # The environment variable that names the folder in which a stage leaves why it failed.
 FAILURES = "DIFFUSION_ENGINES_FAILURES"
@@ -86,7 +81,7 @@ def stage(main: Callable[[Any], None]) -> Callable[[], None]:
 
         # As a node, and with a search path that has no folders: every folder would be a config
         # group. Beside params.yaml there are .venv and artifacts, which `--help` would list for a
-        # minute and a half; in this package there is `onnx`, which `+onnx=` would then select from.
+        # minute and a half; a folder here of a selector's name would be what it selects from.
         ConfigStore.instance().store(name="params", node=params)
         hydra.main(version_base="1.3", config_path=str(script.parent), config_name="params")(
             run_with_config
@@ -96,9 +91,10 @@ def stage(main: Callable[[Any], None]) -> Callable[[], None]:
 
 
 def _arguments(arguments: list[str], main: Callable[[Any], None], name: str) -> list[str]:
-    names = {field.name for field in fields(typing.get_type_hints(main)["cfg"])}
-    section = SECTIONS.get(name) if name in names else None
-    return hydra_arguments(arguments, names & set(SELECTORS), name, section)
+    config_class = typing.get_type_hints(main)["cfg"]
+    section = SECTIONS.get(name) if name in tracked(config_class) else None
+    picked = selector(config_class)
+    return hydra_arguments(arguments, {picked[0]} if picked else set(), name, section)
 
 
 def _run(
@@ -124,9 +120,9 @@ def _run(
         cfg, key = config_from_mapping(config_class, config)
         main(cfg)
         if LOG.steps:
-            write_json(layout.log(name, key) / "resources.json", LOG.steps)
+            write_json(layout.log(name, key or None) / "resources.json", LOG.steps)
         if recorded is not None:
-            _check_unchanged(recorded, [field.name for field in fields(config_class)])
+            _check_unchanged(config_class, recorded, config)
     except KeyboardInterrupt:
         print(f"\n{name} interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -152,23 +148,36 @@ def _target_in(config: dict[str, Any]) -> str | None:
     return config.get("target")
 
 
-def _check_unchanged(before: dict[str, Any], names: list[str]) -> None:
-    """Compare what a stage was given with params.yaml now, where DVC is about to read it.
+def _check_unchanged(
+    config_class: type[Any], recorded: dict[str, Any], config: dict[str, Any]
+) -> None:
+    """Compare the keys that a stage reads with params.yaml now, where DVC is about to read it.
 
     DVC hashes parameters after a stage has ended, so it would record the result under others than
     those that it was made with: in dvc.lock, and in the cache that other machines restore from.
 
+    Args:
+        config_class: of the stage.
+        recorded: params.yaml as it was when the stage started.
+        config: what the stage was given, its selector included.
+
     Raises:
-        ConfigError: a section changed.
+        ConfigError: a value changed.
     """
     from omegaconf import OmegaConf
 
-    after = _plain(OmegaConf.load("params.yaml"))
-    sections = sorted(before.keys() | after.keys()) if "params" in names else names
+    picked = selector(config_class)
+    chosen = {picked[0]: config[picked[0]]} if picked else {}
+    now = _plain(OmegaConf.load("params.yaml"))
+    before = slices(config_class, recorded | chosen)
+    try:
+        after = slices(config_class, now | chosen)
+    except ConfigError:  # the item is not there any more
+        after = {}
     changes = [
         change
-        for name in sections
-        for change in _differences(name, before.get(name), after.get(name))
+        for key in dict.fromkeys([*before, *after])
+        for change in _differences(key, before.get(key), after.get(key))
     ]
     if changes:
         more = f"\nand {len(changes) - 5} more" if len(changes) > 5 else ""
@@ -190,36 +199,6 @@ def _differences(key: str, before: Any, after: Any) -> list[str]:
             for change in _differences(f"{key}.{name}", before.get(name), after.get(name))
         ]
     return [] if before == after else [f"{key}: {before} → {after}"]
-
-
-def config_from_mapping(config_class: type[Any], config: dict[str, Any]) -> tuple[Any, str | None]:
-    """Return the stage's typed config and the key of the item that it works on, if any.
-
-    Raises:
-        ConfigError: a section is wrong, a selector is missing or names nothing that exists.
-    """
-    names = [field.name for field in fields(config_class)]
-    sections = sections_from_config(config, [name for name in names if name in SECTIONS])
-    values: dict[str, Any] = {}
-    key = None
-    for name in names:
-        if name in SECTIONS:
-            values[name] = sections[name]
-            continue
-        if name == "params":
-            values[name] = params_from_config(config)
-            continue
-        key = config.get(name)
-        known = sorted(config.get(SELECTORS[name], {}))
-        if key not in known:
-            raise ConfigError(
-                f"no such {name}: {key}" if key else f"which {name}?",
-                expected=f"+{name}= one of: {', '.join(known)}",
-                found=f"+{name}={key}" if key else "nothing",
-                fix=f"choose one of these, or add it to conf/fleet/ ({SELECTORS[name]})",
-            )
-        values[name] = key
-    return config_class(**values), key
 
 
 def _help_node(script: Path, description: str) -> dict[str, str]:

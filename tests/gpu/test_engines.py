@@ -9,7 +9,6 @@ import importlib.util
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -216,7 +215,7 @@ def test_an_engine_of_another_gpu_is_an_exception_and_not_a_crash(
     with pytest.raises(FingerprintError, match="was built for another GPU"):
         load_bundle(bundle, "cuda")
     done = subprocess.run(
-        [sys.executable, "-m", "diffusion_engines.runtime.bundle", bundle],
+        ["diffusion-engines", "check-bundle", bundle],
         capture_output=True,
         text=True,
         check=False,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,15 +22,15 @@ FLEET = """\
 defaults:
   - /target@targets.cpu: cpu
   - /target@targets.rtx: rtx40
-exports:
-  unet-fp32: {component: unet, weights: unet, precision: fp32}
-  unet-fp16: {component: unet, weights: unet, precision: fp16}
-engines:
-  cpu-unet: {target: cpu, backend: "${targets.cpu.backend}", component: unet, precision: fp32}
-  rtx-unet: {target: rtx, backend: "${targets.rtx.backend}", component: unet, precision: fp16}
-measure:
-  cpu: {}
+  - /precision@fleet.cpu: fp32
+  - /precision@fleet.rtx: fp16
+fleet:
+  cpu: {only: [unet]}
+  rtx: {only: [unet]}
+measure: [cpu]
 """
+# What a run recorded here is not theirs.
+LEFT_OUT = ("artifacts/fingerprints/", "artifacts/machines/", "dvc.lock", "tests/")
 # Few and short runs: these tests look at what runs, not at how fast.
 CHOICES = {
     "model: lemon": "model: tiny",
@@ -98,13 +99,22 @@ class Clone:
         return self.run("dvc", "repro", *arguments, check=check, **kwargs)
 
     def compose(self, *overrides: str) -> None:
-        self.run(sys.executable, "-m", "diffusion_engines.compose", *overrides)
+        self.run("diffusion-engines", "compose", *overrides)
 
     def edit(self, file: str, old: str, new: str) -> None:
         path = self.path / file
         text = path.read_text()
         assert old in text, f"{file} has no {old!r}"
         path.write_text(text.replace(old, new))
+
+    def add_target(self, name: str, target: str, precision: str, *, measured: bool = False) -> None:
+        """Add a target to the fleet, for the UNet alone, and compose."""
+        fleet = "conf/fleet/small.yaml"
+        added = f"  - /target@targets.{name}: {target}\n  - /precision@fleet.{name}: {precision}\n"
+        self.edit(fleet, "fleet:\n", f"{added}fleet:\n  {name}: {{only: [unet]}}\n")
+        if measured:
+            self.edit(fleet, "measure: [", f"measure: [{name}, ")
+        self.compose()
 
     def commit(self, message: str = "state") -> None:
         self.run("git", "add", "-A")
@@ -140,7 +150,10 @@ def make_clone(path: Path) -> Clone:
         text=True,
     ).stdout
     for name in filter(None, listed.split("\0")):
-        if name.startswith(("artifacts/fingerprints/", "tests/")) or name == "dvc.lock":
+        if (
+            name.startswith(("artifacts/fingerprints/", "artifacts/machines/", "tests/"))
+            or name == "dvc.lock"
+        ):
             continue
         if (ROOT / name).is_file():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -158,12 +171,23 @@ def make_clone(path: Path) -> Clone:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone in which everything is built; do not change it, take :func:`clone`."""
-    clone = make_clone(tmp_path_factory.mktemp("finished") / "clone")
-    outcome = clone.repro()
-    assert "report" in outcome.built
-    clone.commit("built")
-    return clone
+    """A clone in which everything is built; do not change it, take :func:`clone`.
+
+    pytest-xdist's workers share it: the first one that gets here builds it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    path = folder / "finished"
+    with FileLock(folder / "finished.lock"):
+        if not path.exists():
+            clone = make_clone(folder / "unfinished")
+            outcome = clone.repro()
+            assert "report" in outcome.built
+            clone.commit("built")
+            # DVC keeps no absolute path but of its own temporary files.
+            clone.path.rename(path)
+    return Clone(path)
 
 
 @pytest.fixture

@@ -59,12 +59,12 @@ def test_a_mistake_in_params_stops_before_any_work(clone: Clone) -> None:
     clone.edit("params.yaml", "precision: fp16", "precision: fp17")
     outcome = clone.repro(check=False)
     assert outcome.status != 0
-    assert "exports.unet-fp16.precision" in outcome.output
+    assert "fleet.rtx.precision: expected one of fp32" in outcome.output
     assert outcome.built == {"check_conf"}
 
 
 def test_hardware_that_nobody_has_is_explained_at_once(clone: Clone) -> None:
-    clone.compose("+target@targets.h100=h100")
+    clone.compose("+target@targets.h100=h100", "+precision@fleet.h100=fp16")
     outcome = clone.repro("probe@h100", check=False)
     assert outcome.status != 0
     assert "expected: H100, compute capability 9.0" in outcome.output
@@ -104,7 +104,7 @@ def test_a_killed_run_leaves_nothing_and_starts_again(
     clone.compose("export.opset=20")
     command = ["dvc", "repro", "export@unet-fp16"]
     if victim == "make repro":
-        command = [sys.executable, "-m", "diffusion_engines.repro", "export.opset=20"]
+        command = ["diffusion-engines", "repro", "export.opset=20"]
     run = start(clone, *command, SHELL=shell)
     scratch = clone.path / "artifacts/.tmp"
     assert wait_for(lambda: list(scratch.glob("*unet-fp16")))  # into the work
@@ -125,7 +125,7 @@ def test_a_killed_run_leaves_nothing_and_starts_again(
 
 def test_two_runs_at_once_do_not_mix(clone: Clone) -> None:
     clone.compose("export.opset=20")
-    command = [sys.executable, "-m", "diffusion_engines.repro", "export.opset=20"]
+    command = ["diffusion-engines", "repro", "export.opset=20"]
     first = start(clone, *command)
     lock = clone.path / ".dvc/tmp/repro.lock"
     assert wait_for(lambda: lock.is_file() and lock.read_text().strip() == str(first.pid))
@@ -144,7 +144,7 @@ def test_nothing_is_composed_under_a_running_stage(clone: Clone) -> None:
     run = start(clone, "dvc", "repro", "export@unet-fp16")
     assert wait_for(lambda: processes_of(clone, "export"))
     other = "export.opset=22"
-    composed = clone.run(sys.executable, "-m", "diffusion_engines.compose", other, check=False)
+    composed = clone.run("diffusion-engines", "compose", other, check=False)
     queued = clone.run("dvc", "exp", "run", "--queue", "-S", other, check=False)
     for refused in (composed, queued):
         assert refused.status != 0

@@ -8,39 +8,39 @@ from pathlib import Path
 import pytest
 
 from .conftest import Clone
+from .machines import Machine
 
 pytestmark = pytest.mark.pipeline
 
-OTHER_CPU = """\
-from diffusion_engines import cpu
-cpu.this_cpu = lambda: cpu.Cpu("another CPU", frozenset({"sse4_2", "ssse3"}))
-"""
+PROBES = {"probe@cpu", "probe@rtx", "probe_machine@cpu"}
+# What depends on the engines of the one target that is measured.
 MEASURED = {"validate@cpu", "benchmark@cpu", "generate@cpu", "report"}
 
 
 def test_nothing_changed_runs_nothing_but_the_probes(clone: Clone) -> None:
-    outcome = clone.repro()
-
-    assert outcome.ran == {"probe@cpu", "probe@rtx", "probe_machine"}
+    assert clone.repro().ran == PROBES
 
 
 def test_a_new_target_with_a_known_precision_only_adds_its_own_stages(clone: Clone) -> None:
-    fleet = "conf/fleet/small.yaml"
-    clone.edit(fleet, "exports:", "  - /target@targets.ada: rtx40\nexports:")
-    clone.edit(
-        fleet,
-        "measure:",
-        '  ada-unet: {target: ada, backend: "${targets.ada.backend}", component: unet, '
-        "precision: fp16}\nmeasure:",
-    )
-    clone.compose()
+    clone.add_target("ada", "rtx40", "fp16")
 
     outcome = clone.repro()
 
-    assert "probe@ada" in outcome.ran
-    # validate and benchmark track the fleet's engines, to know which components have one
-    own = {"build@ada-unet", "wrap@ada-unet", "pack@ada"}
-    assert outcome.built - {"check_conf", *MEASURED} == own
+    assert outcome.ran - PROBES == {
+        *("check_conf", "probe@ada", "build@ada-unet", "wrap@ada-unet", "pack@ada", "report")
+    }
+
+
+def test_a_new_measured_target_leaves_the_measured_one_alone(clone: Clone) -> None:
+    clone.add_target("other", "cpu", "fp32", measured=True)
+
+    outcome = clone.repro()
+
+    own = {"probe", "probe_machine", "pack", "validate", "benchmark", "generate"}
+    assert outcome.ran - PROBES == {
+        *("check_conf", "build@other-unet", "wrap@other-unet", "report"),
+        *(f"{stage}@other" for stage in own),
+    }
 
 
 def test_a_changed_builder_flag_rebuilds_only_that_target(clone: Clone) -> None:
@@ -56,15 +56,13 @@ def test_a_changed_builder_flag_rebuilds_only_that_target(clone: Clone) -> None:
 def test_a_changed_fingerprint_rebuilds_only_the_engines_that_depend_on_it(
     clone: Clone, tmp_path: Path
 ) -> None:
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "sitecustomize.py").write_text(OTHER_CPU)
+    older = Machine('flags=frozenset({"sse4_2", "ssse3"})')
 
-    outcome = clone.repro(env={"PYTHONPATH": f"src:{tmp_path / 'other'}"})
+    outcome = clone.repro("validate@cpu", "wrap@rtx-unet", env=older.env(tmp_path))
 
     recorded = json.loads((clone.path / "artifacts/fingerprints/cpu.json").read_text())
     assert recorded["instruction_set"] == "x86-64-v2"
-    assert "build@cpu-unet" in outcome.built
-    assert outcome.built <= {"build@cpu-unet", "wrap@cpu-unet", *MEASURED}
+    assert outcome.built == {"build@cpu-unet", "wrap@cpu-unet", "validate@cpu"}
 
 
 def test_going_back_restores_from_the_run_cache(clone: Clone) -> None:
@@ -88,7 +86,7 @@ def test_a_second_clone_with_the_remote_executes_nothing(clone: Clone, tmp_path:
 
     outcome = second.repro("--pull")
 
-    assert outcome.ran == {"probe@cpu", "probe@rtx", "probe_machine"}
+    assert outcome.ran == PROBES
     assert (second.path / "artifacts/bundles/rtx/unet/engine.plan").is_file()
     assert (second.path / "artifacts/report/index.html").is_file()
     assert not second.run("git", "status", "--porcelain").output.strip()
@@ -106,7 +104,7 @@ def test_a_sweep_of_two_points_does_the_common_work_once(clone: Clone) -> None:
         for experiment in base["experiments"]
     }
     assert opsets == {18, 20}, outcome.output
-    printed = clone.run("python", "-m", "diffusion_engines.experiments").output.splitlines()
+    printed = clone.run("diffusion-engines", "experiments").output.splitlines()
     header = next(line.split() for line in printed if "experiment" in line)
     assert header[3] == "export.opset"  # the one parameter that differs
     assert {"psnr", "unet_rel_l2", "unet_ms"} < set(header)
@@ -125,4 +123,4 @@ def test_a_sweep_of_two_points_does_the_common_work_once(clone: Clone) -> None:
     ]
     assert sum("stages/download.py" in text for text in ran) == 1
     assert sum("stages/reference.py" in text for text in ran) == 1
-    assert sum("stages/export.py +onnx=unet-fp16" in text for text in ran) == 2
+    assert sum("stages/export.py +graph=unet-fp16" in text for text in ran) == 2

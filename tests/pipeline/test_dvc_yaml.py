@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from diffusion_engines.backends import backend, backend_names
-from diffusion_engines.config import SECTIONS
-from tests.conftest import ROOT
+from diffusion_engines.params import selector, tracked
+from tests.conftest import ROOT, stage_config
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 LIBRARY = ROOT / "src" / "diffusion_engines"
@@ -32,6 +29,7 @@ PLUMBING = {
     "layout.py",
     "onnx/__init__.py",
     "onnx/versions.py",
+    "params.py",
     "parity/__init__.py",
     "precisions.py",
     "processes.py",
@@ -47,15 +45,16 @@ PLUMBING = {
 TIMING = {"backends/timing.py"}
 # These compare an engine with this machine, and say what is wrong: they write nothing.
 CHECKS = {"backends/gpus.py", "backends/preflight.py"}
-# What this machine is reaches a build as a fingerprint, which it tracks.
-MACHINE = {"cpu.py"}
+# What this machine is reaches a build as a fingerprint and a measurement as a record: both are
+# tracked themselves.
+MACHINE = {"cpu.py", "machines.py"}
 # Probes run every time. Backends are found by their names, which no import tells: what a build
 # depends on is the one that it uses, tested below.
 EXEMPT = {
     "probe": {"backends/probe.py"},
-    "probe_machine": {"fingerprint.py", *MACHINE},
+    "probe_machine": MACHINE,
     # It copies files; what checks an engine's inputs is for who loads it.
-    "wrap": {"runtime/shapes.py", *CHECKS, *TIMING},
+    "wrap": {"runtime/shapes.py", "backends/nvidia/torchscript.py", *CHECKS, *TIMING},
     # It loads PyTorch networks alone, by the module that also loads engines.
     "reference": {
         "runtime/bundle.py",
@@ -64,14 +63,12 @@ EXEMPT = {
         *CHECKS,
         *TIMING,
     },
-    # Weights' architecture classes and the report's other readers decide nothing here.
-    "download": {"components.py", "runtime/networks.py"},
     "build": {"onnx/graph.py", *TIMING},
     # It reads recorded calls, by the module that also samples and records them.
     "quantize": {"components.py", "runtime/conditioning.py", "runtime/sampling.py"},
     "validate": {"components.py"},
-    "benchmark": {"components.py"},
-    "generate": {"components.py"},
+    "benchmark": {"components.py", *MACHINE},
+    "generate": {"components.py", *MACHINE},
     "report": {"components.py"},
 }
 
@@ -138,19 +135,28 @@ def test_the_code_of_a_stage_is_among_its_dependencies(name: str) -> None:
     assert not missing
 
 
-def covered(path: str, name: str, stage: str) -> bool:
-    """Whether a stage that uses a backend depends on a file or folder."""
-    deps = (dep.replace("${item.backend}", name) for dep in definition(stage)["deps"])
-    return any(path == dep or path.startswith(f"{dep}/") for dep in deps)
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_no_code_that_it_does_not_use(name: str) -> None:
+    used: set[str] = set()
+    todo = imports_of(ROOT / "stages" / f"{name}.py")
+    while todo:
+        used |= todo
+        todo = set().union(*(imports_of(LIBRARY / module) for module in todo)) - used
+    for dep in definition(name).get("deps", []):
+        if dep.startswith("src/diffusion_engines/") and "${" not in dep:
+            path = dep.removeprefix("src/diffusion_engines/")
+            assert any(m == path or m.startswith(f"{path}/") for m in used), dep
 
 
 @pytest.mark.parametrize("name", backend_names())
 def test_the_code_of_a_backend_is_among_the_dependencies_of_build(name: str) -> None:
+    """`code` and `shared` of the engines table, which dvc.yaml names, are all of it."""
+    assert {"${item.code}", "${item.shared}"} <= set(definition("build")["deps"])
+    assert "${item.wrap_code}" in definition("wrap")["deps"]
     declared = backend(name)
-    assert covered(declared.code, name, "build")
-    assert covered(declared.shared, name, "build")
-    own = [ROOT / declared.code, ROOT / declared.shared]
-    files = [file for path in own for file in (path.rglob("*.py") if path.is_dir() else [path])]
+    paths = [ROOT / declared.code, ROOT / declared.shared]
+    files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
+    assert files
     needed = set().union(*(closure(file) for file in files)) - CHECKS - MACHINE - TIMING
     # The package's declaration and schema: what a target says is tracked as parameters.
     needed -= {f"backends/{part}.py" for part in (f"{name}/__init__", f"{name}/settings")}
@@ -158,27 +164,23 @@ def test_the_code_of_a_backend_is_among_the_dependencies_of_build(name: str) -> 
     assert needed <= {file.relative_to(LIBRARY).as_posix() for file in files}
 
 
-@pytest.mark.parametrize("name", backend_names())
-def test_the_code_that_wraps_is_among_the_dependencies_of_wrap(name: str) -> None:
-    code = backend(name).wrap_code
-    # What only declares writes nothing.
-    assert covered(code, name, "wrap") or code.endswith("backends/base.py")
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_tracks_the_keys_that_it_reads_and_no_others(name: str) -> None:
+    params = definition(name).get("params", [])
+    written = [param if isinstance(param, str) else next(iter(param)) for param in params]
+    assert sorted(tracked(stage_config(name))) == sorted(written)
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_tracks_the_sections_that_it_reads(name: str) -> None:
-    spec = importlib.util.spec_from_file_location(f"stage_{name}", ROOT / "stages" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    read = {field.name for field in fields(module.Config)}
-    if "params" in read:
-        assert {"params.yaml": None} in definition(name)["params"]
+def test_a_stage_picks_its_item_from_the_table_that_dvc_loops_over(name: str) -> None:
+    picked = selector(stage_config(name))
+    loop = STAGES[name].get("foreach")
+    if picked is None:
+        assert loop is None
         return
-    tracked = {param.split(".")[0] for param in definition(name).get("params", [])}
-    assert read & set(SECTIONS) == tracked
+    argument, table = picked
+    assert loop == f"${{{table}}}"
+    assert definition(name)["cmd"].endswith(f"{name}.py +{argument}=${{key}}")
 
 
 def test_stages_import_the_library_and_never_each_other() -> None:

@@ -9,27 +9,21 @@ import pytest
 
 from tests.loras import ATTENTION, write_lora
 
-from .conftest import FLEET, Clone
+from .conftest import Clone
 
 pytestmark = pytest.mark.pipeline
 
 # Two components, one of which no LoRA of the UNet may touch.
-WITH_TEXT_ENCODER = (
-    FLEET.replace(
-        "engines:",
-        "  text_encoder-fp32: {component: text_encoder, weights: text_encoder, precision: fp32}\n"
-        "engines:\n"
-        '  cpu-text_encoder: {target: cpu, backend: "${targets.cpu.backend}", '
-        "component: text_encoder, precision: fp32}",
-    )
-    .replace("  - /target@targets.rtx: rtx40\n", "")
-    .replace("  unet-fp16: {component: unet, weights: unet, precision: fp16}\n", "")
-    .replace(
-        '  rtx-unet: {target: rtx, backend: "${targets.rtx.backend}", component: unet, '
-        "precision: fp16}\n",
-        "",
-    )
-)
+FLEET = """\
+# @package _global_
+# Two components; for tests.
+defaults:
+  - /target@targets.cpu: cpu
+  - /precision@fleet.cpu: fp32
+fleet:
+  cpu: {only: [text_encoder, unet]}
+measure: [cpu]
+"""
 MEASURED = {"validate@cpu", "benchmark@cpu", "generate@cpu", "report"}
 UNET = {"export@unet-fp32", "simplify@unet-fp32", "build@cpu-unet", "wrap@cpu-unet"}
 FUSED = {"check_conf", "download", "reference", "pack@cpu", *UNET, *MEASURED}
@@ -48,7 +42,7 @@ def manifest(clone: Clone, folder: str) -> dict:
 @pytest.fixture
 def clone(fresh: Clone, tiny_weights: Path) -> Clone:
     """A clone in which nothing has run, with a LoRA that no config names yet."""
-    (fresh.path / "conf/fleet/small.yaml").write_text(WITH_TEXT_ENCODER)
+    (fresh.path / "conf/fleet/small.yaml").write_text(FLEET)
     fresh.compose()
     write_lora(fresh.path / "loras/wash.safetensors", tiny_weights, seed=1)
     return fresh

@@ -21,18 +21,12 @@ FLEET = """\
 defaults:
   - /target@targets.cpu: cpu
   - /target@targets.rtx: rtx40
-exports:
-  text_encoder_2-fp32: {component: text_encoder_2, weights: text_encoder_2, precision: fp32}
-  text_encoder_2-fp16: {component: text_encoder_2, weights: text_encoder_2, precision: fp16}
-  unet-fp32: {component: unet, weights: unet, precision: fp32}
-engines:
-  cpu-text_encoder_2:
-    {target: cpu, backend: onnxruntime, component: text_encoder_2, precision: fp32}
-  cpu-unet: {target: cpu, backend: onnxruntime, component: unet, precision: fp32}
-  rtx-text_encoder_2:
-    {target: rtx, backend: tensorrt_rtx, component: text_encoder_2, precision: fp16}
-measure:
-  cpu: {}
+  - /precision@fleet.cpu: fp32
+  - /precision@fleet.rtx: fp16
+fleet:
+  cpu: {only: [text_encoder_2, unet]}
+  rtx: {only: [text_encoder_2]}
+measure: [cpu]
 """
 
 
@@ -70,7 +64,7 @@ def test_sdxl_is_built_validated_timed_and_painted(sdxl: Clone) -> None:
     assert "text_encoder_2" in (artifacts / "report/index.html").read_text()
     assert sdxl.repro().built == set()
 
-    # One engine of a component that another model lacks stops before any work.
+    # A component that another model lacks stops before any work.
     sdxl.compose("model=tiny", "fleet=small")
     refused = sdxl.repro(check=False)
     assert refused.status != 0

@@ -6,7 +6,6 @@ Says that the stages, their caching and their records fit together; nothing abou
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,10 @@ FLEET = """\
 # The VAE decoder for an A10; for tests.
 defaults:
   - /target@targets.a10: a10
-exports:
-  vae_decoder-fp16: {component: vae_decoder, weights: vae, precision: fp16}
-engines:
-  a10-vae_decoder: {target: a10, backend: tensorrt, component: vae_decoder, precision: fp16}
+  - /precision@fleet.a10: fp16
+fleet: {a10: {only: [vae_decoder]}}
 targets: {a10: {torchscript: false}}
-measure: {}
-timing: {a10: {}}
+measure: []
 """
 MIXED_FLEET = """\
 # @package _global_
@@ -120,7 +116,7 @@ def test_timing_caches_and_records_outlive_the_machine(tmp_path: Path, a10: dict
     without = clone.repro()
     assert without.built == set()
     assert "the recorded fingerprint stays" in without.output
-    done = clone.run("python", "-m", "diffusion_engines.runtime.bundle", str(bundle), check=False)
+    done = clone.run("diffusion-engines", "check-bundle", str(bundle), check=False)
     assert done.status == 1
     assert "library tensorrt is not installed here" in done.output
     assert "Traceback" not in done.output
@@ -130,7 +126,7 @@ def test_a_machine_builds_what_it_can_and_names_what_waits(tmp_path: Path) -> No
     clone = make_clone(tmp_path / "clone")
     (clone.path / "conf/fleet/small.yaml").write_text(MIXED_FLEET)
     h100 = machine_with(tmp_path, "NVIDIA H100 80GB HBM3", "9.0")
-    repro = [sys.executable, "-m", "diffusion_engines.repro"]
+    repro = ["diffusion-engines", "repro"]
     built = clone.run(*repro, env=h100)
     assert {"build@h100-vae_decoder", "build@cpu-vae_decoder", "report"} <= built.built
     clone.commit("built on both")

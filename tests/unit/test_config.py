@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from diffusion_engines.checks import check_params
 from diffusion_engines.compose import compose_params
 from diffusion_engines.config import conf_digest, params_from_config
 from diffusion_engines.errors import ConfigError
-from diffusion_engines.fleet import check_fleet
-from tests.conftest import ROOT
+from diffusion_engines.tables import check_same
+from tests.composition import ROOT, composed
 
 CONF_FILES = sorted((ROOT / "conf").rglob("*.yaml"))
 NOT_ALONE = ("target", "build")  # these need a package, see below
@@ -95,7 +96,8 @@ def test_the_committed_params_are_what_conf_composes_to(tmp_path: Path) -> None:
             lambda p: p["targets"]["cpu"].update(backend="foo"),
             [
                 "targets.cpu.backend: no such backend, there are onnxruntime, tensorrt, ",
-                "found 'foo' (conf/target/cpu.yaml)",
+                "'foo'",
+                "conf/target/cpu.yaml",
             ],
         ),
         (lambda p: p["targets"]["cpu"].pop("backend"), ["targets.cpu.backend: missing"]),
@@ -119,10 +121,16 @@ def test_the_committed_params_are_what_conf_composes_to(tmp_path: Path) -> None:
             ["quantize.int8.method", "'max' or 'entropy'", "'guess'"],
         ),
         (
-            lambda p: p["quantized"].update(
-                {"unet-fp16": {"component": "unet", "precision": "fp16", "source": "fp32"}}
-            ),
-            ["quantized.unet-fp16.precision", "'fp16-mixed'", "conf/fleet/"],
+            lambda p: p["fleet"]["rtx"].update(precision="fp17"),
+            ["fleet.rtx.precision: expected one of fp32", "'fp17'", "conf/fleet/"],
+        ),
+        (
+            lambda p: p["fleet"]["rtx"]["components"].update(unet="fp17"),
+            ["fleet.rtx.components.unet: expected one of fp32", "conf/fleet/"],
+        ),
+        (
+            lambda p: p["fleet"]["rtx"].update(precison="fp16"),
+            ["fleet.rtx.precison: unknown key", "conf/fleet/"],
         ),
         (
             lambda p: p["validate"]["components"]["unet"]["fp16"].update(rel_l2=-1.0),
@@ -155,15 +163,6 @@ def test_an_unknown_section_is_refused(params: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (
-            lambda p: p["engines"]["cpu-unet"].update(precision="bf16"),
-            "has fp32, fp16, fp16-mixed, fp8, int8, not bf16",
-        ),
-        (lambda p: p["engines"]["cpu-unet"].update(target="a10"), "no target a10"),
-        (lambda p: p["engines"]["cpu-unet"].update(backend="tensorrt_rtx"), "expected onnxruntime"),
-        (lambda p: p["exports"].pop("unet-fp32"), "needs exports.unet-fp32"),
-        (lambda p: p["exports"]["unet-fp32"].update(weights="vae"), "exports.unet-fp32.weights"),
-        (lambda p: p["measure"].update(a10={}), "measure.a10: no engine"),
         (lambda p: p["generate"].update(folder="x"), "generate.folder: for runs by hand"),
         (lambda p: p["export"].update(opset=13), "dynamo exporter lacks opset 13"),
         (lambda p: p["export"].update(opset=25), "lacks opset 25; expected 17 to 24"),
@@ -181,7 +180,7 @@ def test_what_does_not_fit_together_is_refused(
     params: dict[str, Any], change: Callable[[dict[str, Any]], object], expected: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        check_fleet(params_from_config(edited(params, change)))
+        check_params(params_from_config(edited(params, change)), ROOT)
     assert expected in str(raised.value)
 
 
@@ -193,22 +192,17 @@ def test_a_conf_file_says_what_it_is_for(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_every_option_composes_and_fits(path: Path, tmp_path: Path) -> None:
-    for folder in ("conf", "hydra_plugins"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__py*"))
-    overrides = [f"{path.parent.name}={path.stem}"]
-    if overrides[0].startswith("fleet=sdxl"):
-        overrides.append("model=sdxl")  # whose components it lists
-    compose_params(overrides, tmp_path)
-    check_fleet(params_from_config(yaml.safe_load((tmp_path / "params.yaml").read_text())))
+def test_every_option_composes_and_fits(path: Path) -> None:
+    params = composed(f"{path.parent.name}={path.stem}")
+    check_same(params, ROOT)
+    check_params(params_from_config(params), ROOT)
 
 
 @pytest.mark.parametrize("target", sorted(p.stem for p in (ROOT / "conf/target").glob("*.yaml")))
-def test_every_target_composes(target: str, tmp_path: Path) -> None:
-    for folder in ("conf", "hydra_plugins"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__py*"))
-    compose_params([f"+target@targets.more={target}"], tmp_path)
-    assert "more" in yaml.safe_load((tmp_path / "params.yaml").read_text())["targets"]
+def test_every_target_composes(target: str) -> None:
+    params = composed(f"+target@targets.more={target}", "+precision@fleet.more=fp16")
+    assert "more-unet" in params["engines"]
+    check_params(params_from_config(params), ROOT)
 
 
 def test_a_wrong_override_leaves_params_as_they_were(tmp_path: Path) -> None:

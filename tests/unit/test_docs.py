@@ -25,8 +25,8 @@ from diffusion_engines.arguments import hydra_arguments
 from diffusion_engines.compose import compose_params
 from diffusion_engines.config import SECTIONS
 from diffusion_engines.layout import Workspace
-from diffusion_engines.stage import SELECTORS
-from tests.conftest import ROOT
+from diffusion_engines.params import selector
+from tests.conftest import ROOT, stage_config
 
 README = ROOT / "README.md"
 PAGES = sorted(
@@ -219,12 +219,15 @@ def test_scripts_take_their_arguments(command: list[str]) -> None:
     assert (ROOT / script).is_file()
     if not script.startswith("stages/"):
         return
-    section = SECTIONS.get(Path(script).stem)
+    stage = Path(script).stem
+    picked = selector(stage_config(stage))
     settings = [word for word in given if "=" in word]
-    for argument in hydra_arguments(settings, set(SELECTORS), Path(script).stem, section):
+    names = {picked[0]} if picked else set()
+    for argument in hydra_arguments(settings, names, stage, SECTIONS.get(stage)):
         key, _, value = argument.partition("=")
         if key.startswith("+"):
-            assert value in PARAMS[SELECTORS[key[1:]]]
+            assert picked
+            assert value in PARAMS[picked[1]]
             continue
         node = PARAMS
         for part in key.split("."):

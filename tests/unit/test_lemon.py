@@ -21,7 +21,6 @@ from diffusion_engines.backends import backend
 from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
 from diffusion_engines.config import (
     Image,
-    QuantizedItem,
     params_from_config,
 )
 from diffusion_engines.files import write_manifest
@@ -254,7 +253,8 @@ def test_a_doubled_scale_misses_the_gate_of_int8(
         tmp_path / "fp16",
         tmp_path / "int8",
         [inputs for inputs, _ in calls],
-        QuantizedItem("unet", "int8", "fp16"),
+        "unet",
+        "int8",
         settings,
         tmp_path / "log",
     )

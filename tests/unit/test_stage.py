@@ -11,13 +11,19 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 import yaml
 
 from diffusion_engines import config
+from diffusion_engines.backends.targets import Target
 from diffusion_engines.errors import ConfigError, HardwareError
 from diffusion_engines.failures import Failure, read_failures
-from diffusion_engines.files import new_folder, write_manifest
-from diffusion_engines.stage import _run, config_from_mapping
+from diffusion_engines.files import new_folder, read_json, write_manifest
+from diffusion_engines.onnx.session import session_of
+from diffusion_engines.params import EVERYTHING, config_from_mapping, key, param, slices, tracked
+from diffusion_engines.parity.results import read_graph_check
+from diffusion_engines.runtime.recording import Recorder
+from diffusion_engines.stage import _run
 from tests.conftest import ROOT
 from tests.waiting import is_gone, wait_for
 
@@ -26,8 +32,9 @@ STAGES = sorted((ROOT / "stages").glob("*.py"))
 
 @dataclass(frozen=True)
 class Config:
-    engine: str
-    engines: dict[str, config.Engine]
+    engine: str = key("engines")
+    item: config.Engine = param("engines.${key}")
+    target: Target = param("targets.${item.target}")
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,29 @@ def params() -> dict:
 
 
 def test_a_stage_gets_its_sections_and_its_item() -> None:
-    cfg, key = config_from_mapping(Config, params() | {"engine": "cpu-unet"})
-    assert key == "cpu-unet"
-    assert cfg.engines[key].onnx == "unet-fp32"
+    cfg, name = config_from_mapping(Config, params() | {"engine": "rtx-unet"})
+    assert name == cfg.engine == "rtx-unet"
+    assert cfg.item.graph == "unet-fp16"
+    assert cfg.target.backend == "tensorrt_rtx"
+
+
+def test_a_stage_reads_the_keys_that_it_names_and_no_others() -> None:
+    given = params() | {"engine": "rtx-unet"}
+    assert tracked(Config) == ["engines.${key}", "targets.${item.target}"]
+    assert slices(Config, given) == {
+        "engines.rtx-unet": given["engines"]["rtx-unet"],
+        "targets.rtx": given["targets"]["rtx"],
+    }
+
+
+def test_a_mistake_in_what_a_stage_reads_is_named_by_its_full_key() -> None:
+    given = params() | {"engine": "rtx-unet"}
+    given["targets"]["rtx"]["build"]["tf23"] = True
+    with pytest.raises(ConfigError, match=r"targets\.rtx\.build\.tf23: unknown key"):
+        config_from_mapping(Config, given)
+    del given["targets"]["rtx"]
+    with pytest.raises(ConfigError, match=r"targets\.rtx: missing"):
+        config_from_mapping(Config, given)
 
 
 @pytest.mark.parametrize("engine", [None, "nope"])
@@ -119,8 +146,8 @@ def test_the_config_of_a_job_is_printed_with_its_overrides() -> None:
 @pytest.mark.parametrize(
     ("stage", "selector"),
     [
-        ("export", "onnx=unet-fp16"),
-        ("export", "+onnx=unet-fp16"),  # the library has a folder onnx: no group of configs
+        ("export", "graph=unet-fp16"),
+        ("export", "+graph=unet-fp16"),
         ("probe", "target=cpu"),
         ("build", "engine=rtx-unet"),
     ],
@@ -153,7 +180,7 @@ def edit_params(old: str, new: str) -> None:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    export: config.Export
+    export: config.Export = param("export")
 
 
 @pytest.fixture
@@ -184,7 +211,7 @@ def test_parameters_of_others_may_change_under_a_stage(folder: Path) -> None:
 def test_a_stage_that_sees_all_parameters_compares_all(folder: Path) -> None:
     @dataclass(frozen=True)
     class All:
-        params: dict
+        params: dict = param(EVERYTHING)
 
     def main(cfg: All) -> None:
         edit_params("conf_digest: ", "conf_digest: x")
@@ -248,6 +275,43 @@ def graph(folder: Path) -> None:
     write_manifest(folder, "onnx", {"opset": 18, "versions": {}})
 
 
+def write_reference(folder: Path, model: Path, *, error: float = 0.0) -> None:
+    """Record two calls of a graph, as the stage `reference` does of a network."""
+    session = session_of(model)
+    name = session.get_inputs()[0].name
+
+    def network(tensor: torch.Tensor) -> torch.Tensor:
+        (output,) = session.run(None, {name: tensor.numpy()})
+        return torch.from_numpy(output) * (1 + error)
+
+    recorder = Recorder(network)
+    for _ in range(2):
+        recorder(torch.randn(session.get_inputs()[0].shape))
+    folder.mkdir(parents=True, exist_ok=True)
+    recorder.save(folder / "unet.safetensors")
+    write_manifest(folder, "reference", {})
+
+
+def test_a_graph_that_computes_something_else_than_pytorch_is_no_graph_to_build_from(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "stages").mkdir()
+    script = Path(shutil.copy(ROOT / "stages/simplify.py", tmp_path / "stages"))
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    exported = tmp_path / "artifacts/exports/unet-fp32"
+    graph(exported)
+    write_reference(tmp_path / "artifacts/reference", exported / "model.onnx", error=0.01)
+
+    failed = run_script(script, "graph=unet-fp32")
+
+    assert failed.returncode == 1
+    assert "the graph unet-fp32 computes something else than PyTorch" in failed.stderr
+    assert "unet-fp32, call 1: rel_l2 9.9" in failed.stderr
+    found = read_graph_check(tmp_path / "artifacts/parity/unet-fp32")
+    assert found.worst is not None
+    assert found.worst.rel_l2 == pytest.approx(0.0099, rel=0.01)  # written before it fails
+
+
 def test_simplify_leaves_the_terminal_to_what_matters(tmp_path: Path) -> None:
     """onnxsim's extension reports what it calls leaks if Python does not clean up at its end."""
     (tmp_path / "stages").mkdir()
@@ -255,13 +319,14 @@ def test_simplify_leaves_the_terminal_to_what_matters(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     exported = tmp_path / "artifacts/exports/unet-fp32"
     graph(exported)
-    done = run_script(script, "onnx=unet-fp32")
+    write_reference(tmp_path / "artifacts/reference", exported / "model.onnx")
+    done = run_script(script, "graph=unet-fp32")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "artifacts/onnx/unet-fp32/manifest.json").is_file()
+    assert read_json(tmp_path / "artifacts/onnx/unet-fp32/manifest.json")["compared"] is True
     assert done.stderr == ""
     (exported / "model.onnx").write_bytes(b"garbage")
     write_manifest(exported, "onnx", {"opset": 18, "versions": {}})
-    failed = run_script(script, "onnx=unet-fp32")
+    failed = run_script(script, "graph=unet-fp32")
     assert failed.returncode == 1
     assert "onnxsim could not simplify" in failed.stderr
     assert "leaked" not in failed.stderr
@@ -313,7 +378,7 @@ def test_an_orphan_does_no_work(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     script = Path(shutil.copy(ROOT / "stages/simplify.py", tmp_path / "stages"))
     done = subprocess.run(
-        [sys.executable, script, "onnx=unet-fp32"],
+        [sys.executable, script, "graph=unet-fp32"],
         capture_output=True,
         text=True,
         check=False,

@@ -1,7 +1,7 @@
 """Named changes to PyTorch for the time of an export, each with its reason.
 
 A patch is a context manager that restores what it changed. ``export.patches`` in ``conf/export/``
-selects them by name.
+selects them by name, which the stage `check_conf` compares with these, without PyTorch.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-import torch
-from torch.nn import functional
-
 from diffusion_engines.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Patch:
 
 @contextlib.contextmanager
 def _explicit_attention() -> Iterator[None]:
+    from torch.nn import functional
+
     with mock.patch.object(functional, "scaled_dot_product_attention", _attention):
         yield
 
@@ -45,6 +47,8 @@ def _attention(
     enable_gqa: bool = False,
 ) -> torch.Tensor:
     """Compute attention as matmul, softmax, matmul; arguments as of PyTorch's function."""
+    import torch
+
     if dropout_p or enable_gqa:
         raise NotImplementedError("explicit_attention is for inference without grouped queries")
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -73,6 +77,8 @@ def _expand(tensor: torch.Tensor, *size: Any) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _expand_for_broadcast_to() -> Iterator[None]:
+    import torch
+
     with (
         mock.patch.object(torch, "broadcast_to", _expand),
         mock.patch.object(torch.Tensor, "broadcast_to", _expand),

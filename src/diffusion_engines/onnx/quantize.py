@@ -24,7 +24,7 @@ import onnx
 import onnxruntime
 
 from diffusion_engines.backends import require
-from diffusion_engines.config import EightBit, Mixed, QuantizedItem
+from diffusion_engines.config import EightBit, Mixed
 from diffusion_engines.errors import ConfigError, ExportError
 from diffusion_engines.files import copy_files
 from diffusion_engines.onnx.graph import MODEL, opset_of, save_with_external_data
@@ -56,32 +56,34 @@ def lower_precision(
     source: Path,
     folder: Path,
     calls: Sequence[Inputs],
-    item: QuantizedItem,
+    component: str,
+    precision: str,
     settings: EightBit | Mixed,
     log: Path,
 ) -> Lowered:
-    """Write the graph of ``source`` in the precision of ``item`` into ``folder``.
+    """Write the graph of ``source`` in another precision into ``folder``.
 
     Args:
         source: the folder of a simplified graph.
         folder: gets the graph.
         calls: inputs to calibrate on.
-        item: component and precision.
+        component: whose graph it is; what is kept is named by component.
+        precision: that it gets.
         settings: of that precision.
         log: the folder that gets ``modelopt.log``.
 
     Raises:
         HardwareError, ConfigError, ExportError: as of :func:`quantize_graph`.
     """
-    kept, path = settings.kept.get(item.component, []), log / "modelopt.log"
+    kept, path = settings.kept.get(component, []), log / "modelopt.log"
     if isinstance(settings, Mixed):
         return mix_precision(source, folder, calls, largest=settings.largest, kept=kept, log=path)
     return quantize_graph(
         source,
         folder,
         calls,
-        precision=item.precision,
-        source_precision=item.source,
+        precision=precision,
+        source_precision=settings.source,
         method=settings.method,
         kept=kept,
         log=path,

@@ -60,7 +60,7 @@ def gate_of(validate: Validate, component: str, precision: str) -> Gate:
         ConfigError: there is none, so nothing could be said about the engine.
     """
     try:
-        return validate.components[component][precision]  # type: ignore[index]
+        return validate.components[component][precision]
     except KeyError as error:
         raise ConfigError(
             f"validate.components.{component}.{precision} has no tolerance (conf/validate/)",
@@ -87,7 +87,7 @@ def run_gates_of(validate: Validate, precision: str) -> tuple[LatentsGate, Image
     for name in ("latents", "images"):
         if precision not in getattr(validate, name):
             raise ConfigError(f"validate.{name}.{precision} has no tolerance (conf/validate/)")
-    return validate.latents[precision], validate.images[precision]  # type: ignore[index]
+    return validate.latents[precision], validate.images[precision]
 
 
 def misses_of_latents(gate: LatentsGate, images: Sequence[Sequence[Difference]]) -> list[str]:

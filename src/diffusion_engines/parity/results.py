@@ -1,4 +1,4 @@
-"""What the stages `validate` and `quantize` found: their types, written and read here.
+"""What the stages `simplify`, `quantize` and `validate` found: their types, written and read here.
 
 No PyTorch in here: the report reads these.
 """
@@ -155,6 +155,47 @@ def read_validation(folder: Path) -> Validation:
     """
     return read_result(
         folder / "validation.json", Validation, version=_VERSION, stage=f"validate@{folder.name}"
+    )
+
+
+@dataclass(frozen=True)
+class GraphCheck:
+    """How far a graph is from fp32 PyTorch in ONNX Runtime, before any engine is built from it.
+
+    Attributes:
+        name: of the graph.
+        gate: of its component in its precision, the one that engines are held to.
+        calls: the distance at each recorded call, in order; empty where ONNX Runtime cannot run it.
+        misses: what is out of tolerance.
+    """
+
+    name: str
+    gate: Gate
+    calls: tuple[Difference, ...]
+    misses: tuple[str, ...]
+
+    @property
+    def worst(self) -> Difference | None:
+        """The worst of each distance over all calls; None where the graph is unchecked."""
+        return worst_of(self.calls) if self.calls else None
+
+
+def write_graph_check(result: GraphCheck, folder: Path) -> None:
+    """Write ``parity.json`` and, for people, ``steps.csv``."""
+    if result.calls:
+        rows = [{"call": index, **asdict(found)} for index, found in enumerate(result.calls)]
+        write_table(folder / "steps.csv", rows)
+    write_result(folder / "parity.json", result, version=_VERSION)
+
+
+def read_graph_check(folder: Path) -> GraphCheck:
+    """Read what :func:`write_graph_check` wrote.
+
+    Raises:
+        IntegrityError: it is missing, damaged, or of another format.
+    """
+    return read_result(
+        folder / "parity.json", GraphCheck, version=_VERSION, stage=f"simplify@{folder.name}"
     )
 
 

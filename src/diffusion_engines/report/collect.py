@@ -20,9 +20,11 @@ from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.statistics import Simplification, read_simplification
 from diffusion_engines.parity.distances import worst_of
 from diffusion_engines.parity.results import (
+    GraphCheck,
     ImageParity,
     Quantization,
     Validation,
+    read_graph_check,
     read_quantization,
     read_validation,
 )
@@ -65,6 +67,7 @@ class Engine:
     target: str
     component: str
     precision: str
+    graph: str
     manifest: Mapping[str, Any]
     build_seconds: float
     build_memory: float
@@ -124,6 +127,7 @@ class Report:
     benchmarks: Mapping[str, Benchmark]
     generated: Mapping[str, Generated]
     operators: Mapping[str, Simplification]
+    graph_checks: Mapping[str, GraphCheck]
     quantizations: tuple[Quantization, ...]
     reference: Reference
     stages: tuple[StageLog, ...]
@@ -140,13 +144,12 @@ class Report:
         return {e.component: e.manifest["loras"] for e in self.engines if e.manifest.get("loras")}
 
     def graph_error(self, graph: str) -> float | None:
-        """The worst relative L2 of a graph in ONNX Runtime, None where none was measured."""
+        """The worst relative L2 of a graph in ONNX Runtime, None where that cannot run it."""
         for found in self.quantizations:
             if graph == found.name:
                 return worst_of(found.parity.graph).rel_l2
-            if graph == found.source:
-                return worst_of(found.parity.source).rel_l2
-        return None
+        worst = self.graph_checks[graph].worst if graph in self.graph_checks else None
+        return worst.rel_l2 if worst else None
 
     def picture(self, target: str, image: ImageParity) -> Path:
         """The file of an image that the engines of a target made in `validate`."""
@@ -157,10 +160,9 @@ def collect(
     workspace: Workspace,
     model: config.Model,
     image: config.Image,
-    exports: Mapping[str, config.ExportItem],
-    quantized: Mapping[str, config.QuantizedItem],
+    graphs: Mapping[str, config.Graph],
     engines: Mapping[str, config.Engine],
-    measure: Mapping[str, config.Measure],
+    measured: Sequence[str],
 ) -> Report:
     """Read a workspace's artifacts/ in the order of the config.
 
@@ -168,13 +170,14 @@ def collect(
         IntegrityError: an engine, an operator table or the reference is missing or damaged, or a
             measurement has another format than this version writes.
     """
-    measured = tuple(measure)
+    exports = [name for name, graph in graphs.items() if graph.source is None]
+    quantized = [name for name, graph in graphs.items() if graph.source is not None]
     return Report(
         workspace=workspace,
         model=model,
         image=image,
         engines=tuple(_engine(workspace, name, engine) for name, engine in engines.items()),
-        measure=measured,
+        measure=tuple(measured),
         validations={
             target: read_validation(folder)
             for target in measured
@@ -191,9 +194,10 @@ def collect(
             if (folder := workspace.images(target)).is_dir()
         },
         operators={name: read_simplification(workspace.operators(name)) for name in exports},
+        graph_checks={name: read_graph_check(workspace.parity(name)) for name in exports},
         quantizations=tuple(read_quantization(workspace.quantization(name)) for name in quantized),
         reference=_reference(workspace.reference),
-        stages=tuple(_stages(workspace, [*exports], [*quantized], [*engines], [*measured])),
+        stages=tuple(_stages(workspace, exports, quantized, [*engines], [*measured])),
     )
 
 
@@ -207,6 +211,7 @@ def _engine(workspace: Workspace, name: str, engine: config.Engine) -> Engine:
         target=engine.target,
         component=engine.component,
         precision=engine.precision,
+        graph=engine.graph,
         manifest=manifest,
         build_seconds=sum(step["seconds"] for step in building),
         build_memory=max(step["peak_memory_bytes"] for step in building),

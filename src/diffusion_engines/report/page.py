@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,16 @@ def write_report(
     folder: Path,
     model: config.Model,
     image: config.Image,
-    exports: Mapping[str, config.ExportItem],
-    quantized: Mapping[str, config.QuantizedItem],
+    graphs: Mapping[str, config.Graph],
     engines: Mapping[str, config.Engine],
-    measure: Mapping[str, config.Measure],
+    measured: Sequence[str],
 ) -> None:
     """Write ``index.html``, the figures, ``trajectory.gif`` and ``fleet.json`` into ``folder``.
 
     Raises:
         IntegrityError: something that the fleet must have is missing from artifacts/.
     """
-    report = collect(workspace, model, image, exports, quantized, engines, measure)
+    report = collect(workspace, model, image, graphs, engines, measured)
     figures: dict[str, Path] = {"trajectory": folder / "trajectory.gif"}
     write_trajectory(figures["trajectory"], report.reference.frames, report.reference.frame_steps)
     for target, benchmark in report.benchmarks.items():
@@ -140,12 +139,12 @@ def engine_status(report: Report, engine: Engine) -> str:
 def parity_text(report: Report, engine: Engine) -> str:
     """Return an engine's worst error and whether it is within tolerance.
 
-    Where the engine was not run, the error of the graph that it was built from stands for it, if
-    that was measured.
+    Where the engine was not run, the error of the graph that it was built from stands for it,
+    unless ONNX Runtime cannot run that.
     """
     if engine.target not in report.validations:
-        error = report.graph_error(f"{engine.component}-{engine.precision}")
-        return "not run here" if error is None else f"graph rel L2 {text.scientific(error)}"
+        error = report.graph_error(engine.graph)
+        return "graph unchecked" if error is None else f"graph rel L2 {text.scientific(error)}"
     for part in report.validations[engine.target].components:
         if part.component == engine.component:
             verdict = "MISSED" if part.misses else "ok"

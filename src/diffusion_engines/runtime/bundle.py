@@ -1,11 +1,10 @@
 """A bundle: an engine with a manifest, self-contained, checked before it is loaded.
 
-``python -m diffusion_engines.runtime.bundle artifacts/bundles/a10/unet`` only checks.
+`diffusion-engines check-bundle artifacts/bundles/a10/unet` only checks.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,17 +124,3 @@ def is_device(device: Any, built_for: str) -> bool:
 def engine_device(manifest: Mapping[str, Any]) -> str:
     """Return the PyTorch device that a bundle's engine was built for: ``cpu`` or ``cuda``."""
     return device_of_engine(manifest)
-
-
-def main() -> None:
-    """Check the bundles of the command line; exit with 1 and the reason at the first that fails."""
-    for name in sys.argv[1:]:
-        try:
-            manifest = check_bundle(Path(name))
-        except DiffusionEnginesError as error:
-            sys.exit(str(error))
-        print(f"{name}: {manifest['name']} ({manifest['builder']}) can be loaded here")
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,7 @@ from diffusion_engines.config import Generate
 from diffusion_engines.config import Image as ImageSettings
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.files import MANIFEST, read_manifest, sha256_of_file, write_json
-from diffusion_engines.fingerprint import machine
+from diffusion_engines.machines import Machine
 from diffusion_engines.progress import step
 from diffusion_engines.report.images import write_trajectory
 from diffusion_engines.runtime.assemble import target_networks
@@ -49,6 +49,7 @@ def generate_images(
     folder: Path,
     *,
     device: str,
+    machine: Machine,
 ) -> None:
     """Write the images of all prompts, an animation of each, and the timings into ``folder``.
 
@@ -63,6 +64,7 @@ def generate_images(
         image: the size where ``generate`` has none, and the images of one call.
         folder: empty.
         device: where the engines take their inputs.
+        machine: that this is, for the timings.
 
     Raises:
         ConfigError: the engines were not built for this size.
@@ -119,7 +121,7 @@ def generate_images(
         batches.append(_timings(result, first, count))
     write_json(
         folder / "timings.json",
-        {**common, "machine": machine(), "seed": generate.seed, "prompts": prompts}
+        {**common, "machine": machine, "seed": generate.seed, "prompts": prompts}
         | {"batches": batches},
     )
     _print_timings(batches)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from diffusion_engines.fleet import check_fleet
 
 from diffusion_engines.backends import backend, backend_names, gpus
 from diffusion_engines.backends.base import Graph
@@ -17,7 +18,6 @@ from diffusion_engines.backends.gpus import Gpu
 from diffusion_engines.backends.targets import device_of_engine, target_from_settings
 from diffusion_engines.config import params_from_config
 from diffusion_engines.errors import ConfigError, HardwareError, IntegrityError
-from diffusion_engines.fleet import check_fleet
 from diffusion_engines.precisions import PRECISIONS
 from tests.conftest import ROOT
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from diffusion_engines.fleet import BF16_OPSET, OPSETS, OPSETS_WITH_EXPLICIT_ATTENTION
 
 from diffusion_engines.config import Export
-from diffusion_engines.fleet import BF16_OPSET, OPSETS, OPSETS_WITH_EXPLICIT_ATTENTION
 from diffusion_engines.onnx.graph import MODEL
 from diffusion_engines.onnx.operators import graph_statistics
 from tests.conftest import COMPONENTS, ROOT, STATIC

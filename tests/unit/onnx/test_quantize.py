@@ -20,7 +20,6 @@ from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXBuild, T
 from diffusion_engines.config import (
     EightBit,
     Mixed,
-    QuantizedItem,
 )
 from diffusion_engines.errors import BuildError, ConfigError, ExportError
 from diffusion_engines.files import write_manifest
@@ -52,11 +51,11 @@ KEPT: Any = {
     "unet": [r"\.conv_in\.", r"\.conv_out\.", r"\.time_embedding\.", r"\.time_emb_proj\."],
     "vae_decoder": [r"\.conv_in\.", r"\.conv_out\."],
 }
-EIGHT_BIT = EightBit(calls=2, method="max", kept=KEPT, rel_l2=0.2)
+EIGHT_BIT = EightBit(source="fp16", calls=2, method="max", kept=KEPT, rel_l2=0.2)
 SETTINGS: dict[str, Any] = {
     "int8": EIGHT_BIT,
     "fp8": EIGHT_BIT,
-    "fp16-mixed": Mixed(calls=2, largest=512.0, kept={}, rel_l2=0.01),
+    "fp16-mixed": Mixed(source="fp32", calls=2, largest=512.0, kept={}, rel_l2=0.01),
 }
 # Relative L2 to fp32 PyTorch on random inputs, weights random: about twice of what the VAE decoder,
 # which loses most, was measured at.
@@ -111,7 +110,8 @@ class Graphs:
                 source,
                 folder,
                 [inputs for inputs, _ in self.calls(name)],
-                QuantizedItem(name, precision, SOURCE[precision]),
+                name,
+                precision,
                 SETTINGS[precision],
                 self.root / "logs" / folder.name,
             )
@@ -251,7 +251,8 @@ def test_two_runs_write_equal_graphs(graphs: Graphs, tmp_path: Path) -> None:
             graphs.source("text_encoder", "fp16"),
             folder,
             [inputs for inputs, _ in graphs.calls("text_encoder")],
-            QuantizedItem("text_encoder", "int8", "fp16"),
+            "text_encoder",
+            "int8",
             EIGHT_BIT,
             tmp_path / "logs",
         )

@@ -18,6 +18,7 @@ from diffusion_engines import layout, load_pipeline
 from diffusion_engines.config import Dynamic, Generate
 from diffusion_engines.errors import ConfigError, IntegrityError
 from diffusion_engines.files import sha256_of_file
+from diffusion_engines.machines import this_machine
 from diffusion_engines.runtime.sampling import Settings, make_scheduler
 from diffusion_engines.runtime.shapes import CheckedEngine
 from diffusion_engines.serve.generation import (
@@ -56,7 +57,15 @@ def workspace(
 
 def generate(folder: Path, components: dict[str, str] = ALL, **changes: Any) -> Path:
     folder.mkdir(parents=True)
-    generate_images("cpu", components, replace(GENERATE, **changes), IMAGE, folder, device="cpu")
+    generate_images(
+        "cpu",
+        components,
+        replace(GENERATE, **changes),
+        IMAGE,
+        folder,
+        device="cpu",
+        machine=this_machine(),
+    )
     return folder
 
 

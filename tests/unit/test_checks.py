@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from diffusion_engines.compose import compose_params
+from diffusion_engines.checks import OPSETS, OPSETS_WITH_EXPLICIT_ATTENTION, check_params
 from diffusion_engines.config import params_from_config
 from diffusion_engines.errors import ConfigError
-from diffusion_engines.fleet import OPSETS, OPSETS_WITH_EXPLICIT_ATTENTION, check_fleet
-from tests.conftest import ROOT
+from tests.composition import ROOT, composed, derived
 
 
 @pytest.fixture
 def params() -> dict[str, Any]:
-    return copy.deepcopy(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    return composed()
+
+
+def check(params: dict[str, Any]) -> None:
+    check_params(params_from_config(params), ROOT)
 
 
 def problems(params: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as raised:
-        check_fleet(params_from_config(params))
+        check(params)
     return str(raised.value)
 
 
@@ -38,7 +39,7 @@ def test_every_opset_is_allowed_or_refused_with_those_that_are(
     params["export"] |= {"exporter": exporter, "opset": opset, "patches": patches}
     table = OPSETS_WITH_EXPLICIT_ATTENTION if patches else OPSETS
     if opset in table[exporter]:
-        check_fleet(params_from_config(params))
+        check(params)
         return
     found = problems(params)
     assert f"the {exporter} exporter lacks opset {opset}" in found
@@ -46,62 +47,117 @@ def test_every_opset_is_allowed_or_refused_with_those_that_are(
 
 
 def test_bf16_convolutions_need_an_opset_that_has_them(params: dict[str, Any]) -> None:
-    item = {"component": "unet", "weights": "unet", "precision": "bf16"}
-    params["exports"]["unet-bf16"] = item
-    assert "exports.unet-bf16.precision: ONNX has bf16 convolutions from opset 22" in problems(
-        params
-    )
+    params["fleet"]["rtx"]["precision"] = "bf16"
+    params = derived(params)
+    assert "export.opset: ONNX has bf16 convolutions from opset 22 on, found 18" in problems(params)
     params["export"]["opset"] = 22
-    check_fleet(params_from_config(params))
-
-
-def test_a_precision_that_simplification_has_no_tolerance_for_is_refused(
-    params: dict[str, Any],
-) -> None:
-    del params["simplify"]["rel_l2"]["fp16"]
-    assert "simplify.rel_l2.fp16: missing (conf/simplify/)" in problems(params)
+    check(params)
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("section", "keys", "expected"),
     [
-        ({"precision": "fp8"}, "quantized.unet-int8: expected the key unet-fp8"),
-        ({"source": "bf16"}, "quantized.unet-int8.source: int8 is made from fp16 or fp32, found"),
-        ({"component": "vae_decoder"}, "expected the key vae_decoder-int8"),
-        ({"source": "fp32", "component": "unet"}, "needs exports.unet-fp32, which the fleet"),
-        (
-            {"precision": "fp16-mixed", "source": "fp16"},
-            "fp16-mixed is made from fp32, found fp16",
-        ),
+        ("simplify", ("rel_l2", "fp16"), "simplify.rel_l2.fp16: missing (conf/simplify/)"),
+        ("validate", ("components", "unet", "fp16"), "validate.components.unet.fp16: missing"),
+        ("validate", ("components", "unet"), "validate.components.unet.fp32: missing"),
+        ("validate", ("latents", "fp32"), "validate.latents.fp32: missing (conf/validate/)"),
+        ("validate", ("images", "fp32"), "validate.images.fp32: missing (conf/validate/)"),
     ],
 )
-def test_a_quantized_export_must_be_made_from_one_that_there_is(
-    params: dict[str, Any], change: dict[str, str], expected: str
+def test_what_will_be_compared_has_a_tolerance(
+    params: dict[str, Any], section: str, keys: tuple[str, ...], expected: str
 ) -> None:
-    item = {"component": "unet", "precision": "int8", "source": "fp16"}
-    params["quantized"]["unet-int8"] = item
-    check_fleet(params_from_config(params))
-    del params["exports"]["unet-fp32"], params["engines"]["cpu-unet"]
-    item |= change
+    *path, last = keys
+    value = params[section]
+    for key in path:
+        value = value[key]
+    del value[last]
     assert expected in problems(params)
 
 
-def test_an_engine_in_8_bits_needs_the_quantized_graph(params: dict[str, Any]) -> None:
-    params["engines"]["rtx-unet"]["precision"] = "fp8"
-    params["targets"]["rtx"]["compute_capabilities"] = ["8.9"]
-    assert "engines.rtx-unet: needs quantized.unet-fp8, which the fleet" in problems(params)
-    item = {"component": "unet", "precision": "fp8", "source": "fp16"}
-    params["quantized"]["unet-fp8"] = item
-    check_fleet(params_from_config(params))
+def test_a_tolerance_that_nothing_is_compared_with_may_be_missing(params: dict[str, Any]) -> None:
+    del params["validate"]["components"]["unet"]["fp8"]
+    check(params)
+
+
+@pytest.mark.parametrize(
+    ("precision", "source", "expected"),
+    [
+        ("int8", "bf16", "quantize.int8.source: int8 is made from fp16 or fp32, found bf16"),
+        ("fp16-mixed", "fp16", "quantize.fp16-mixed.source: fp16-mixed is made from fp32, found"),
+    ],
+)
+def test_a_quantized_graph_is_made_from_one_that_can_be_quantized(
+    params: dict[str, Any], precision: str, source: str, expected: str
+) -> None:
+    params["fleet"]["cpu"]["components"]["unet"] = precision
+    check(derived(params))
+    params["quantize"][precision]["source"] = source
+    assert expected in problems(derived(params))
 
 
 def test_what_is_kept_in_high_precision_must_be_regular_expressions(
     params: dict[str, Any],
 ) -> None:
-    item = {"component": "unet", "precision": "int8", "source": "fp16"}
-    params["quantized"]["unet-int8"] = item
+    params["fleet"]["cpu"]["components"]["unet"] = "int8"
     params["quantize"]["int8"]["kept"]["unet"] = ["conv_in", "(conv"]
-    assert "quantize.int8.kept.unet: '(conv' is no regular expression" in problems(params)
+    found = problems(derived(params))
+    assert "quantize.int8.kept.unet: '(conv' is no regular expression" in found
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"revision": None}, "model.revision: expected the full hash of a commit"),
+        ({"revision": "main"}, "40 hexadecimal digits, so that every machine downloads the same"),
+        ({"revision": "133a221"}, "found 133a221 (conf/model/)"),
+        ({"repo": None}, "model.repo: the hub needs one"),
+    ],
+)
+def test_weights_from_the_hub_are_those_of_one_commit(
+    change: dict[str, Any], expected: str
+) -> None:
+    params = composed("model=sd14", "fleet=rtx40")
+    check(params)
+    params["model"] |= change
+    assert expected in problems(params)
+    params["model"]["source"] = "synthetic"  # needs neither
+    check(params)
+
+
+def test_a_patch_that_does_not_exist_is_refused(params: dict[str, Any]) -> None:
+    params["export"]["patches"] = ["explicit_attention", "magic"]
+    found = problems(params)
+    assert "export.patches: no such patch: magic; expected any of expand_for_broadcast_to" in found
+
+
+def test_an_image_is_a_whole_number_of_latents(params: dict[str, Any]) -> None:
+    params["image"] |= {"vae_scale_factor": 16, "height": 136}
+    assert "image.height: expected a multiple of image.vae_scale_factor 16" in problems(params)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda p: p["fleet"].pop("rtx"), "fleet.rtx: missing, so nothing is built for"),
+        (lambda p: p["fleet"].update(a10=p["fleet"]["rtx"]), "fleet.a10: no target a10; there are"),
+        (
+            lambda p: p["fleet"]["rtx"].update(only=["transformer"]),
+            "fleet.rtx.only: the model lemon has no transformer; as a StableDiffusionPipeline it "
+            "has text_encoder, unet, vae_decoder, encoder, denoiser, decoder",
+        ),
+        (lambda p: p["measure"].append("a10"), "measure: no engine is built for the target a10"),
+        (
+            lambda p: p["fleet"]["cpu"].update(precision="bf16"),
+            "fleet.cpu: the backend onnxruntime has fp32, fp16, fp16-mixed, fp8, int8, not bf16",
+        ),
+    ],
+)
+def test_a_fleet_names_what_there_is(
+    params: dict[str, Any], change: Callable[[dict[str, Any]], object], expected: str
+) -> None:
+    change(params)
+    assert expected in problems(derived(params))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +175,7 @@ def test_a_lora_must_be_one_that_dvc_watches_and_that_changes_something(
 ) -> None:
     second = {"file": "b.safetensors", "weight": -0.5}
     params["model"]["loras"] = [{"file": "sub/a.safetensors", "weight": 1}, second]
-    check_fleet(params_from_config(params))
+    check(params)
     params["model"]["loras"][0] = {"file": file, "weight": weight}
     found = problems(params)
     assert expected in found
@@ -128,67 +184,46 @@ def test_a_lora_must_be_one_that_dvc_watches_and_that_changes_something(
 
 def test_all_problems_are_listed_at_once(params: dict[str, Any]) -> None:
     params["export"]["opset"] = 3
-    params["measure"]["a10"] = {}
-    params["engines"]["cpu-unet"]["precision"] = "bf16"
-    found = problems(params)
-    for text in (
-        "lacks opset 3",
-        "measure.a10",
-        "has fp32, fp16, fp16-mixed, fp8, int8, not bf16",
-        "`make params`",
-    ):
+    params["measure"].append("a10")
+    params["fleet"]["cpu"]["precision"] = "bf16"
+    found = problems(derived(params))
+    for text in ("lacks opset 3", "measure: no engine", "not bf16", "`make params`"):
         assert text in found
-
-
-def composed(folder: Path, *overrides: str) -> dict[str, Any]:
-    for name in ("conf", "hydra_plugins"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__py*"))
-    compose_params([*overrides], folder)
-    return yaml.safe_load((folder / "params.yaml").read_text())
 
 
 def test_loras_come_from_the_command_line_a_file_or_the_model(tmp_path: Path) -> None:
     lora = {"file": "watercolour.safetensors", "weight": 0.8}
     given = "model.loras=[{file: watercolour.safetensors, weight: 0.8}]"
-    assert composed(tmp_path / "a")["model"]["loras"] == []
-    assert composed(tmp_path / "b", given)["model"]["loras"] == [lora]
-    assert composed(tmp_path / "c", given, "model=tiny")["model"]["loras"] == [lora]
-    assert composed(tmp_path / "d", given, "model.loras.0.weight=0.3")["model"]["loras"] == [
-        lora | {"weight": 0.3}
-    ]
-    text = (tmp_path / "a/conf/lora/none.yaml").read_text()
-    kept = text.replace("loras: []", "loras: [{file: ink.safetensors, weight: 1}]")
-    (tmp_path / "a/conf/lora/ink.yaml").write_text(kept)
-    compose_params(["lora=ink"], tmp_path / "a")
-    params = yaml.safe_load((tmp_path / "a/params.yaml").read_text())
-    assert params["model"]["loras"] == [{"file": "ink.safetensors", "weight": 1}]
-    assert params["model"]["lora_folder"] == "loras"
-    check_fleet(params_from_config(params))
+    assert composed()["model"]["loras"] == []
+    assert composed(given)["model"]["loras"] == [lora]
+    assert composed(given, "model=tiny")["model"]["loras"] == [lora]
+    assert composed(given, "model.loras.0.weight=0.3")["model"]["loras"] == [lora | {"weight": 0.3}]
+    ink = composed("lora=ink")
+    assert ink["model"]["loras"] == [{"file": "ink.safetensors", "weight": 1.0}]
+    assert ink["model"]["lora_folder"] == "loras"
+    check(ink)
     # A model's own file may name some as well.
-    (tmp_path / "b/conf/model/inked.yaml").write_text(
+    conf = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))
+    (conf / "model/inked.yaml").write_text(
         "# @package _global_\n# The two.\ndefaults: [tiny, _self_]\n"
         "model: {loras: [{file: ink.safetensors, weight: 1}]}\n"
     )
-    compose_params(["model=inked"], tmp_path / "b")
-    params = yaml.safe_load((tmp_path / "b/params.yaml").read_text())
-    assert params["model"]["loras"] == [{"file": "ink.safetensors", "weight": 1}]
+    inked = composed("model=inked", conf=conf)
+    assert inked["model"]["loras"] == [{"file": "ink.safetensors", "weight": 1}]
 
 
 FLEETS = sorted(path.stem for path in (ROOT / "conf/fleet").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
-FITTING = [
-    (fleet, model)
-    for fleet in FLEETS
-    for model in MODELS
-    # One has a second text encoder, the other times its own model at a guidance of 7.5.
-    if ("sdxl" not in fleet or "sdxl" in model) and (fleet, model) != ("article", "sdxl-turbo")
-]
 
 
-@pytest.mark.parametrize(("fleet", "model"), FITTING)
-def test_every_fleet_composes_with_every_model(tmp_path: Path, fleet: str, model: str) -> None:
-    params = composed(tmp_path, f"fleet={fleet}", f"model={model}")
-    check_fleet(params_from_config(params))
+@pytest.mark.parametrize("fleet", FLEETS)
+@pytest.mark.parametrize("model", MODELS)
+def test_any_model_goes_with_any_fleet(fleet: str, model: str) -> None:
+    # The article's own settings have guidance, which one model is built without.
+    settings = ["benchmark=few_steps"] if model == "sdxl-turbo" else []
+    settings += ["reference=few_steps"] if (fleet, model) == ("article", "sdxl-turbo") else []
+    params = composed(f"fleet={fleet}", f"model={model}", *settings)
+    check(params)
     assert params["model"]["name"] == model
     # What one fleet builds for a target, another does not change.
     built = {engine["target"] for engine in params["engines"].values()}
@@ -201,13 +236,6 @@ def test_every_fleet_composes_with_every_model(tmp_path: Path, fleet: str, model
     assert set(params["timing"]) == kept
 
 
-def test_a_component_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
-    found = problems(composed(tmp_path, "fleet=sdxl", "model=sd15"))
-    for key in ("exports.text_encoder_2-fp16", "engines.rtx40-text_encoder_2"):
-        assert f"{key}: the model sd15 has no text_encoder_2; as a StableDiffusionPipeline" in found
-    assert "it has text_encoder, unet, vae_decoder (conf/fleet/)" in found
-
-
 def test_a_folder_without_a_pipeline_is_refused(params: dict[str, Any], tmp_path: Path) -> None:
     params["model"]["folder"] = str(tmp_path)
     assert f"model.folder: {tmp_path} is no diffusers model folder" in problems(params)
@@ -215,9 +243,9 @@ def test_a_folder_without_a_pipeline_is_refused(params: dict[str, Any], tmp_path
     assert "whose pipeline no engines are built for; found FluxPipeline" in problems(params)
 
 
-def test_a_model_without_guidance_is_not_asked_for_it(tmp_path: Path) -> None:
-    params = composed(tmp_path, "fleet=sdxl", "model=sdxl-turbo")
-    check_fleet(params_from_config(params))
+def test_a_model_without_guidance_is_not_asked_for_it() -> None:
+    params = composed("fleet=sdxl", "model=sdxl-turbo")
+    check(params)
     assert params["reference"]["steps"] == params["generate"]["steps"] == 4
     params["generate"]["guidance_scale"] = 7.5
     assert "generate.guidance_scale: the model sdxl-turbo is built without guidance" in problems(
@@ -225,8 +253,8 @@ def test_a_model_without_guidance_is_not_asked_for_it(tmp_path: Path) -> None:
     )
 
 
-def test_the_article_is_composed_as_it_was_written(tmp_path: Path) -> None:
-    params = composed(tmp_path, "fleet=article")
+def test_the_article_is_composed_as_it_was_written() -> None:
+    params = composed("fleet=article")
     assert params["model"]["name"] == "sd14"
     assert (params["export"]["exporter"], params["export"]["opset"]) == ("torchscript", 12)
     assert list(params["engines"]) == ["a10-unet"]
@@ -264,15 +292,14 @@ def rtx_on(capability: str) -> Callable[[dict[str, Any]], None]:
                 "tf32": False,
             },
         }
-        params["engines"]["a10-unet"]["backend"] = "tensorrt_rtx"
-        params["timing"] = {}
 
     return change
 
 
 def old_gpu_in_bf16(params: dict[str, Any]) -> None:
     params["targets"]["a10"] |= {"gpu": "T4", "compute_capability": "7.5"}
-    params["engines"]["a10-unet"]["precision"] = "bf16"
+    params["fleet"]["a10"]["precision"] = "bf16"
+    params["export"]["opset"] = 22
 
 
 @pytest.mark.parametrize(
@@ -285,20 +312,15 @@ def old_gpu_in_bf16(params: dict[str, Any]) -> None:
         (a10(exclude_lean_runtime=True), "build.exclude_lean_runtime: only a plan with"),
         (a10(weights="stripped"), "targets.a10.torchscript: a TorchScript file has no way"),
         (a10(version_compatible=True), "torch-tensorrt does not let a plan run the runtime"),
-        (a10(timing_cache=False), "timing.a10: expected a target with engines"),
-        (lambda p: p["timing"].update(h100={}), "timing.h100: expected a target with engines"),
-        (
-            old_gpu_in_bf16,
-            "targets.a10.compute_capability: bf16 needs compute capability 8.0 or later, found 7.5",
-        ),
+        (old_gpu_in_bf16, "bf16 needs compute capability 8.0 or later, "),
     ],
 )
 def test_what_no_gpu_can_do_is_refused_before_it_starts(
-    tmp_path: Path, change: Callable[[dict[str, Any]], None], expected: str
+    change: Callable[[dict[str, Any]], None], expected: str
 ) -> None:
-    params = composed(tmp_path, "fleet=article")
+    params = composed("fleet=article")
     change(params)
-    assert expected in problems(params)
+    assert expected in problems(derived(params))
 
 
 @pytest.mark.parametrize(
@@ -312,9 +334,7 @@ def test_what_no_gpu_can_do_is_refused_before_it_starts(
         rtx_on("8.6"),
     ],
 )
-def test_what_a_gpu_can_do_is_allowed(
-    tmp_path: Path, change: Callable[[dict[str, Any]], None]
-) -> None:
-    params = composed(tmp_path, "fleet=article")
+def test_what_a_gpu_can_do_is_allowed(change: Callable[[dict[str, Any]], None]) -> None:
+    params = composed("fleet=article")
     change(params)
-    check_fleet(params_from_config(params))
+    check(derived(params))

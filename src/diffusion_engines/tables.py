@@ -1,0 +1,168 @@
+"""The tables that dvc.yaml loops over, derived from what a person writes of a fleet.
+
+A fleet says which targets there are and in which precision each is built; which components there
+are follows from the model's family. Everything else is derived here, whenever ``conf/`` is
+composed, also by ``dvc exp run -S``: DVC imports ``hydra_plugins/``, which calls this module. So it
+imports neither torch nor diffusers nor a backend's library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from diffusion_engines.backends import backend
+from diffusion_engines.backends.targets import target_from_settings
+from diffusion_engines.components import PIPELINES, PipelineSpec, pipeline_of
+from diffusion_engines.errors import ConfigError
+from diffusion_engines.precisions import PRECISIONS, graph_name
+
+Table = dict[str, dict[str, Any]]
+NAMES = ("graphs", "exports", "quantized", "engines", "measured", "timing")
+# Where the graphs of a format lie that engines are built from; layout.Workspace names the same.
+_FOLDERS = {"onnx": "artifacts/onnx"}
+
+
+def derive_tables(config: Mapping[str, Any], root: Path) -> dict[str, Table]:
+    """Return every derived table by name, of a composed config.
+
+    Args:
+        config: the sections ``model``, ``targets``, ``fleet``, ``measure`` and ``quantize``, as
+            plain data. What is wrong in them is derived as far as it goes: the stage `check_conf`
+            says what is wrong, with all else that is.
+        root: of the repository, which ``model.folder`` is relative to.
+
+    Raises:
+        ConfigError: a target's backend does not exist, or the model's folder cannot be read.
+    """
+    family = pipeline_of(root / config["model"]["folder"])
+    engines = dict(_engines(config, family))
+    graphs = _graphs(engines, config["quantize"], family)
+    return {
+        "graphs": graphs,
+        "exports": {name: graph for name, graph in graphs.items() if graph["source"] is None},
+        "quantized": {name: graph for name, graph in graphs.items() if graph["source"]},
+        "engines": engines,
+        "measured": {
+            target: {"components": components_of(engines, target)}
+            for target in config["measure"]
+            if target in config["targets"]
+        },
+        "timing": {
+            name: {"components": list(components_of(engines, name))}
+            for name, target in config["targets"].items()
+            if name in config["fleet"] and _keeps_timings(target)
+        },
+    }
+
+
+def components_of(engines: Mapping[str, Mapping[str, Any]], target: str) -> dict[str, str]:
+    """Return the components that a target has engines for, with their precisions."""
+    return {e["component"]: e["precision"] for e in engines.values() if e["target"] == target}
+
+
+def declared_choice(precision: str) -> dict[str, Any]:
+    """Return a target's entry of the section ``fleet``, with a key for everything it may say.
+
+    Hydra lets an override change a key that exists, and wants a ``+`` for any other.
+    """
+    families = PIPELINES.values()
+    components = dict.fromkeys(name for family in families for name in family.components)
+    roles = dict.fromkeys(
+        component.role for family in families for component in family.components.values()
+    )
+    return {
+        "precision": precision,
+        "only": None,
+        "components": {**components, **roles},
+    }
+
+
+def _engines(
+    config: Mapping[str, Any], family: PipelineSpec
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for target, choice in config["fleet"].items():
+        if target not in config["targets"]:
+            continue
+        module = backend(config["targets"][target]["backend"])
+        for component in _chosen(choice, family):
+            precision = _precision(choice, component, family)
+            name = graph_name(component, precision)
+            yield (
+                f"{target}-{component}",
+                {
+                    "target": target,
+                    "backend": module.name,
+                    "component": component,
+                    "precision": precision,
+                    "graph": name,
+                    "graph_folder": f"{_FOLDERS[module.graph_format]}/{name}",
+                    "code": module.code,
+                    "shared": module.shared,
+                    "wrap_code": module.wrap_code,
+                },
+            )
+
+
+def _keeps_timings(settings: Mapping[str, Any]) -> bool:
+    try:
+        target = target_from_settings(settings)
+    except ValidationError:  # which reading the section `targets` describes
+        return False
+    return backend(target.backend).timing(target)
+
+
+def _chosen(choice: Mapping[str, Any], family: PipelineSpec) -> list[str]:
+    only = choice["only"]
+    return [
+        name
+        for name, component in family.components.items()
+        if only is None or name in only or component.role in only
+    ]
+
+
+def _precision(choice: Mapping[str, Any], component: str, family: PipelineSpec) -> str:
+    exceptions, role = choice["components"], family.components[component].role
+    return exceptions.get(component) or exceptions.get(role) or choice["precision"]
+
+
+def _graphs(engines: Table, quantize: Mapping[str, Any], family: PipelineSpec) -> Table:
+    """Return the graphs that engines are built from, and those that these are made from."""
+    graphs: Table = {}
+    for engine in engines.values():
+        component, precision = engine["component"], engine["precision"]
+        known = PRECISIONS.get(precision)
+        source = None
+        if known is not None and not known.exported:
+            source = quantize.get(precision, {}).get("source", known.sources[0])
+            _add(graphs, family, component, source, None)
+        _add(graphs, family, component, precision, source)
+    return graphs
+
+
+def _add(
+    graphs: Table, family: PipelineSpec, component: str, precision: str, source: str | None
+) -> None:
+    graphs[graph_name(component, precision)] = {
+        "component": component,
+        "weights": family.components[component].folder,
+        "precision": precision,
+        "format": "onnx",
+        "source": source and graph_name(component, source),
+    }
+
+
+def check_same(config: Mapping[str, Any], root: Path) -> None:
+    """Raise ConfigError where a table is not the one that the rest of the config gives."""
+    derived = derive_tables(config, root)
+    if wrong := [name for name in NAMES if config[name] != derived[name]]:
+        raise ConfigError(
+            f"params.yaml: {', '.join(wrong)} cannot be set: what a fleet builds follows from the "
+            "sections fleet, targets, measure and model",
+            expected="the derived tables",
+            found="others",
+            fix="override fleet.<target>.precision, .components.<component> or .only instead",
+        )
