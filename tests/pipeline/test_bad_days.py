@@ -96,8 +96,15 @@ def test_a_corrupt_graph_is_caught_by_its_hash(clone: Clone) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])  # DVC runs stages in $SHELL
-@pytest.mark.parametrize("victim", ["make repro", "dvc", "stage"])
+@pytest.mark.parametrize(
+    ("victim", "shell"),  # DVC runs stages in $SHELL, which must not stay in between
+    [
+        ("make repro", "/bin/sh"),
+        ("dvc", "/bin/sh"),
+        ("dvc", "/bin/bash"),
+        ("stage", "/bin/sh"),
+    ],
+)
 def test_a_killed_run_leaves_nothing_and_starts_again(
     clone: Clone, victim: str, shell: str
 ) -> None:
