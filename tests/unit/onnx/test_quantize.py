@@ -37,8 +37,9 @@ from diffusion_engines.onnx.quantize import (
     typed_inputs,
 )
 from diffusion_engines.onnx.simplify import simplify_graph
-from diffusion_engines.parity.graphs import GraphParity, compare_graphs
-from diffusion_engines.parity.metrics import Difference
+from diffusion_engines.parity.distances import Difference
+from diffusion_engines.parity.graphs import compare_graphs
+from diffusion_engines.parity.results import GraphParity
 from diffusion_engines.runtime.conditioning import outputs_of
 from diffusion_engines.runtime.networks import example_inputs
 from diffusion_engines.runtime.recording import spread
