@@ -39,9 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     compose.add_argument("overrides", nargs="*", help=overrides)
     measure = add("measure", _measure, "time targets on this machine, whose record replaces theirs")
     measure.add_argument("targets", nargs="+", metavar="TARGET", help="of the section `measure`")
-    add(
-        "experiments", _experiments, "DVC's experiments: what differs, and the metrics"
-    )
+    add("experiments", _experiments, "DVC's experiments: what differs, and the metrics")
     check = add("check-bundle", _check_bundle, "say whether bundles can be loaded on this machine")
     check.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a bundle")
     add("merge-lock", _merge_lock, "resolve git's conflict in dvc.lock, stage by stage")

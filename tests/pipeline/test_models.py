@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_engines.layout import Workspace
+from diffusion_engines.parity.results import read_validation
 from tests.models import reduce_architecture
 from tests.pipeline.conftest import Clone
 
@@ -53,10 +55,11 @@ def test_sdxl_is_built_validated_timed_and_painted(sdxl: Clone) -> None:
     outcome = sdxl.repro()
     assert {"build@rtx-text_encoder_2", "validate@cpu", "benchmark@cpu", "report"} <= outcome.ran
     artifacts = sdxl.path / "artifacts"
-    details = read(artifacts / "validation/cpu/validation.json")
-    assert set(details["components"]) == {"text_encoder_2", "unet"}
-    assert details["misses"] == []
-    assert details["components"]["text_encoder_2"]["rel_l2"] < 1e-4
+    found = read_validation(Workspace(sdxl.path).validation("cpu"))
+    parts = {part.component: part.worst for part in found.components}
+    assert set(parts) == {"text_encoder_2", "unet"}
+    assert found.misses == ()
+    assert parts["text_encoder_2"].rel_l2 < 1e-4
     assert (artifacts / "images/cpu/image-00.png").is_file()
     manifest = read(artifacts / "bundles/rtx/text_encoder_2/manifest.json")
     assert [value["role"] for value in manifest["outputs"]] == ["hidden state", "pooled embedding"]

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from diffusion_engines.layout import Workspace
+from diffusion_engines.parity.results import read_quantization
 from diffusion_engines.precisions import PRECISIONS
 from tests.composition import composed
 
@@ -65,8 +67,9 @@ def test_a_graph_that_costs_too_much_fails_after_it_was_measured(quantized: Clon
     assert outcome.status != 0
     assert "unet-fp8 misses its tolerance at 4 of 4 calls" in outcome.output
     assert "quantize.fp8.kept" in outcome.output
-    found = quantized.path / "artifacts/quantization/unet-fp8/quantization.json"
-    assert json.loads(found.read_text())["rel_l2"] > 1e-9
+    found = read_quantization(Workspace(quantized.path).quantization("unet-fp8"))
+    assert found.parity.worst()["rel_l2"] > 1e-9
+    assert len(found.misses) == 4
 
 
 def test_the_fleet_of_precisions_has_every_component_in_every_precision() -> None:
