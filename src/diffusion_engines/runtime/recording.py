@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffusion_engines.files import read_json, write_json
+from diffusion_engines.names import trailing_number
 from diffusion_engines.runtime.conditioning import Network, outputs_of
 from diffusion_engines.runtime.sampling import (
     Model,
@@ -62,8 +63,8 @@ def recorded_calls(path: Path) -> list[Call]:
     tensors = load_file(path)
 
     def values(index: int, kind: str) -> tuple[torch.Tensor, ...]:
-        names = sorted(name for name in tensors if name.startswith(f"{index}.{kind}_"))
-        return tuple(tensors[name] for name in names)
+        names = (name for name in tensors if name.startswith(f"{index}.{kind}_"))
+        return tuple(tensors[name] for name in sorted(names, key=trailing_number))
 
     count = sum(name.endswith(".output_0") for name in tensors)
     return [(values(index, "input"), values(index, "output")) for index in range(count)]
