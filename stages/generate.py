@@ -11,9 +11,10 @@ Writes  artifacts/images/<target>/: image-NN.png with its settings, image-NN.gif
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_engines import config, layout
+from diffusion_engines import config
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.files import new_folder
+from diffusion_engines.layout import Workspace
 from diffusion_engines.runtime.assemble import engine_components
 from diffusion_engines.serve.generation import generate_images
 from diffusion_engines.stage import stage
@@ -30,12 +31,13 @@ class Config:
 
 @stage
 def main(cfg: Config) -> None:
-    wanted = cfg.generate.folder
-    target = Path(wanted).expanduser() if wanted else layout.images(cfg.target)
+    workspace, wanted = Workspace(), cfg.generate.folder
+    target = Path(wanted).expanduser() if wanted else workspace.images(cfg.target)
     if wanted and target.exists():
         raise ConfigError(f"generate.folder: {target} exists", fix="choose a new folder")
     with new_folder(target) as folder:
         generate_images(
+            workspace,
             cfg.target,
             engine_components(cfg.target, cfg.engines),
             cfg.generate,

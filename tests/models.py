@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from diffusion_engines.components import pipeline_of
 from diffusion_engines.config import Image
+from diffusion_engines.families import family_of
 from diffusion_engines.files import write_manifest
 from diffusion_engines.weights.sources import fill_with_random_weights
 from tests.conftest import ROOT
@@ -44,7 +44,7 @@ def reduce_architecture(source: Path, folder: Path) -> None:
     """
     shutil.copytree(source, folder)  # links become files
     contexts, pooled = 0, 0
-    for spec in pipeline_of(folder).components.values():
+    for spec in family_of(folder).components.values():
         if spec.library != "transformers":
             continue
         config = _read(folder / spec.folder)
@@ -84,7 +84,7 @@ def write_reduced_weights(model: str, folder: Path) -> Path:
     reduce_architecture(ROOT / section(model, "model")["folder"], architecture)
     weights.mkdir()
     fill_with_random_weights(architecture, weights, seed=0, dtype="fp32")
-    for name in pipeline_of(weights).folders:
+    for name in family_of(weights).folders:
         write_manifest(weights / name, "weights", {"model": model, "synthetic": True})
     return weights
 

@@ -20,7 +20,8 @@ import torch
 from onnx import numpy_helper
 
 from diffusion_engines import layout
-from diffusion_engines.components import STABLE_DIFFUSION
+from diffusion_engines.families.base import Network
+from diffusion_engines.families.stable_diffusion import FAMILY
 from diffusion_engines.onnx.graph import MODEL, save_with_external_data
 from diffusion_engines.onnx.session import feeds_of, session_of
 from diffusion_engines.parity.metrics import difference
@@ -33,10 +34,9 @@ from diffusion_engines.parity.pipeline import (
 )
 from diffusion_engines.parity.validation import component_differences, worst_of
 from diffusion_engines.runtime.assemble import torch_networks
-from diffusion_engines.runtime.conditioning import Network
 from diffusion_engines.runtime.recording import load_settings, recorded_calls, spread
 
-NAMES = tuple(STABLE_DIFFUSION.components)  # of the default model
+NAMES = tuple(FAMILY.components)  # of the default model
 CALLS_PER_DAMAGE = 4
 SCALES = 8  # of the int8 graph that are doubled, for each kind
 CALLS_PER_SCALE = 8  # over both trajectories
@@ -44,7 +44,7 @@ CALLS_PER_SCALE = 8  # over both trajectories
 
 def main() -> None:
     reference = reference_run()
-    fp32 = torch_networks("fp32", "cpu")
+    fp32 = torch_networks("fp32", "cpu", weights=layout.WEIGHTS)
     result: dict[str, Any] = {"precisions": {}, "damage": {}}
     for precision, networks in _precisions():
         row = result["precisions"][precision] = of_networks(networks, reference)
@@ -63,7 +63,7 @@ def main() -> None:
 
 def _precisions() -> Iterator[tuple[str, Mapping[str, Network]]]:
     for precision in ("fp32", "fp16", "bf16"):
-        yield precision, torch_networks(precision, "cpu")
+        yield precision, torch_networks(precision, "cpu", weights=layout.WEIGHTS)
     for precision in ("fp16-mixed", "int8", "fp8"):
         graphs = {name: layout.onnx(f"{name}-{precision}") / MODEL for name in NAMES}
         if all(graph.is_file() for graph in graphs.values()):

@@ -8,9 +8,9 @@ from typing import Any
 
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.gpus import CAPABILITIES, RTX_CAPABILITIES
-from diffusion_engines.components import PipelineSpec, pipeline_of
 from diffusion_engines.config import TensorRTRTXTarget, TensorRTTarget
 from diffusion_engines.errors import ConfigError, WeightsError
+from diffusion_engines.families import family_of
 
 # Of PyTorch 2.11 to 2.13, each tried. The dynamo exporter answers 12 to 14 with 18 and exits 0.
 OPSETS = {"dynamo": range(17, 25), "torchscript": range(14, 24)}
@@ -102,23 +102,23 @@ def _export_settings(params: dict[str, Any]) -> list[str]:
 
 
 def _components(params: dict[str, Any]) -> list[str]:
-    """What a fleet builds must be components of the model's pipeline."""
+    """What a fleet builds must be components of the model's family."""
     model = params["model"]
     try:
-        pipeline: PipelineSpec = pipeline_of(Path(model.folder))
+        family = family_of(Path(model.folder))
     except (ConfigError, WeightsError) as error:
         return [f"model.folder: {error.problem}; found {error.found} (conf/model/)"]
     problems = [
         f"{section}.{key}: the model {model.name} has no {item.component}; as a "
-        f"{pipeline.class_name} it has {', '.join(pipeline.components)} (conf/fleet/)"
+        f"{family.class_name} it has {', '.join(family.components)} (conf/fleet/)"
         for section in ("exports", "quantized", "engines")
         for key, item in params[section].items()
-        if item.component not in pipeline.components
+        if item.component not in family.components
     ]
     for key, item in params["exports"].items():
-        spec = pipeline.components.get(item.component)
-        if spec is not None and item.weights != spec.folder:
-            problems.append(f"exports.{key}.weights: expected {spec.folder} (conf/fleet/)")
+        component = family.components.get(item.component)
+        if component is not None and item.weights != component.folder:
+            problems.append(f"exports.{key}.weights: expected {component.folder} (conf/fleet/)")
     return problems
 
 

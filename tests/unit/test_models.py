@@ -13,7 +13,6 @@ import yaml
 
 from diffusion_engines import load_pipeline
 from diffusion_engines.backends import backend
-from diffusion_engines.components import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, pipeline_of
 from diffusion_engines.config import (
     Image,
     OnnxRuntimeBuild,
@@ -23,6 +22,8 @@ from diffusion_engines.config import (
     params_from_config,
 )
 from diffusion_engines.errors import ConfigError, ShapeError
+from diffusion_engines.families import family_of, stable_diffusion, stable_diffusion_xl
+from diffusion_engines.families.base import outputs_of
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.graph import MODEL, check_graph
 from diffusion_engines.onnx.simplify import check_same_results, simplify_graph
@@ -30,7 +31,6 @@ from diffusion_engines.parity.gates import gate_of, misses_of_component
 from diffusion_engines.parity.metrics import worst_difference
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
-from diffusion_engines.runtime.conditioning import outputs_of
 from diffusion_engines.runtime.networks import example_inputs
 from diffusion_engines.runtime.recording import record_reference, recorded_calls
 from tests.conftest import ROOT, load, write_bundles
@@ -42,9 +42,9 @@ ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", 
 # Networks that differ between the models, in the precision that GPUs get; the one with the most
 # inputs also in fp32, which would show an error of the conversion alone.
 GRAPHS = [
-    *(("sd15", component, "fp16") for component in STABLE_DIFFUSION.components),
+    *(("sd15", component, "fp16") for component in stable_diffusion.FAMILY.components),
     *(("sd21", component, "fp16") for component in ("text_encoder", "unet")),
-    *(("sdxl", component, "fp16") for component in STABLE_DIFFUSION_XL.components),
+    *(("sdxl", component, "fp16") for component in stable_diffusion_xl.FAMILY.components),
     ("sdxl", "unet", "fp32"),
     ("sdxl-turbo", "unet", "fp16"),
 ]
@@ -132,10 +132,11 @@ def own_pipeline(model: Reduced, scheduler: str) -> Any:
     """Diffusers' pipeline, loaded by diffusers."""
     import diffusers
 
-    cls = getattr(diffusers, pipeline_of(model.weights).class_name)
+    family = family_of(model.weights)
+    cls = getattr(diffusers, family.class_name)
     options = {} if cls is diffusers.StableDiffusionXLPipeline else {"safety_checker": None}
     pipeline = cls.from_pretrained(model.weights, **options)
-    pipeline.scheduler = sampling.make_scheduler(scheduler, pipeline.scheduler.config)
+    pipeline.scheduler = sampling.make_scheduler(family, scheduler, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -157,7 +158,7 @@ def paint(pipeline: Any, model: Reduced, negative: str | None) -> torch.Tensor:
 # v-prediction is the scheduler's matter, so SD 2.1 has every one; the others have their own.
 RUNS = [
     ("sd15", "pndm", ""),
-    *(("sd21", scheduler, "blurry") for scheduler in sampling.SCHEDULERS),
+    *(("sd21", scheduler, "blurry") for scheduler in stable_diffusion.FAMILY.schedulers),
     ("sdxl", "euler", None),  # zeros for the negative prompt
     ("sdxl", "dpmpp_2m", "blurry"),
     ("sdxl-turbo", "euler_ancestral", None),
@@ -230,7 +231,7 @@ def test_a_recording_has_every_output_of_every_call(
         batch_size=1,
         frames=2,
     )
-    for component, spec in pipeline_of(model.weights).components.items():
+    for component, spec in family_of(model.weights).components.items():
         calls = recorded_calls(tmp_path / f"{component}.safetensors")
         # Zeros for the negative prompt take no call.
         count = {"unet": 2, "vae_decoder": 1}.get(component, 2 if negative else 1)
@@ -253,7 +254,9 @@ def test_served_engines_paint_what_diffusers_paints(
     assert type(served) is type(own)
     scheduler = "lcm" if model.few_steps else "euler"
     for pipeline in (served, own):
-        pipeline.scheduler = sampling.make_scheduler(scheduler, pipeline.scheduler.config)
+        config = pipeline.scheduler.config
+        family = family_of(model.weights)
+        pipeline.scheduler = sampling.make_scheduler(family, scheduler, config)
     for negative in (None, "blurry"):
         expected, found = (paint(pipeline, model, negative) for pipeline in (own, served))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

@@ -13,10 +13,11 @@ from diffusion_engines.bench.breakdown import rows, summarize
 from diffusion_engines.bench.memory import peak_memory_of
 from diffusion_engines.config import Baseline, Benchmark, Image
 from diffusion_engines.errors import HardwareError
+from diffusion_engines.families.base import Network
 from diffusion_engines.files import read_json, write_json, write_table
+from diffusion_engines.layout import Workspace
 from diffusion_engines.progress import progress, step
 from diffusion_engines.runtime.assemble import target_networks, torch_networks
-from diffusion_engines.runtime.conditioning import Network
 from diffusion_engines.runtime.sampling import (
     Settings,
     Timings,
@@ -75,7 +76,12 @@ def benchmark_target(
     # What has no engine runs in PyTorch, in the precision of the first baseline.
     first, baseline = next(iter(benchmark.baselines.items()))
     makers[ENGINES] = functools.partial(
-        target_networks, target, dict(components), device, torch_precision=baseline.precision
+        target_networks,
+        Workspace(),
+        target,
+        dict(components),
+        device,
+        torch_precision=baseline.precision,
     )
     runners = {name: make() for name, make in makers.items()}
     runs: dict[str, list[Timings]] = {name: [] for name in runners}
@@ -95,7 +101,7 @@ def benchmark_target(
     table = [row for name, summary in summaries.items() for row in rows(name, summary)]
     write_table(plot, table)
     total = {name: summary["total"]["median_ms"] for name, summary in summaries.items()}
-    call = {name: summary["unet_call"]["median_ms"] for name, summary in summaries.items()}
+    call = {name: summary["denoiser_call"]["median_ms"] for name, summary in summaries.items()}
     details: dict[str, Any] = {
         # A list, because JSON's keys are sorted and the first is what speedups are over.
         "runners": [[name, b.label] for name, b in benchmark.baselines.items()]
@@ -112,9 +118,9 @@ def benchmark_target(
         metrics,
         {
             "total_ms": total[ENGINES],
-            "unet_ms": call[ENGINES],
+            "denoiser_ms": call[ENGINES],
             "speedup": round(total[first] / total[ENGINES], 3),
-            "unet_speedup": round(call[first] / call[ENGINES], 3),
+            "denoiser_speedup": round(call[first] / call[ENGINES], 3),
             "peak_mb": round(memory[ENGINES]["gpu" if device != "cpu" else "resident"] / 1e6),
         },
     )
@@ -124,6 +130,7 @@ def _torch_runner(baseline: Baseline, device: str) -> dict[str, Network]:
     return torch_networks(
         baseline.precision,
         device,
+        weights=Workspace().weights,
         autocast=baseline.autocast,
         compile_mode=baseline.compile,
         channels_last=baseline.channels_last,

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from diffusion_engines import layout
+from diffusion_engines.families.base import Network
 from diffusion_engines.parity.metrics import Difference, difference, psnr, ssim
-from diffusion_engines.runtime.conditioning import Network
 from diffusion_engines.runtime.recording import load_settings, prompt_batches
 from diffusion_engines.runtime.sampling import load_model, sample
 

@@ -12,7 +12,10 @@ import torch
 
 from diffusion_engines import layout
 from diffusion_engines.config import Validate
+from diffusion_engines.families import role_of
+from diffusion_engines.families.base import Network, outputs_of
 from diffusion_engines.files import read_manifest, write_json, write_table
+from diffusion_engines.layout import Workspace
 from diffusion_engines.parity import scorers
 from diffusion_engines.parity.gates import (
     gate_of,
@@ -32,7 +35,6 @@ from diffusion_engines.parity.pipeline import (
 from diffusion_engines.parity.scorers import Scores
 from diffusion_engines.progress import progress, step
 from diffusion_engines.runtime.assemble import target_networks
-from diffusion_engines.runtime.conditioning import Network, outputs_of
 from diffusion_engines.runtime.recording import recorded_calls, save_images
 
 # From the precision that costs least: an image is judged by the lowest of its components.
@@ -73,7 +75,7 @@ def validate_target(
     latents_gate, image_gate = run_gates_of(tolerances, lowest)
     with step("check the files of the reference"):
         read_manifest(layout.REFERENCE, "reference")
-    networks = target_networks(target, components, device)
+    networks = target_networks(Workspace(), target, components, device)
 
     misses: list[str] = []
     summary: dict[str, Any] = {}
@@ -117,8 +119,9 @@ def validate_target(
 
     write_table(folder / "steps.csv", calls)
     write_table(folder / "trajectory.csv", trajectory)
-    # The UNet is the one component with a trajectory to plot.
-    write_table(plots / "unet.csv", [row for row in calls if row["component"] == "unet"] or calls)
+    # The denoiser is the one component with a trajectory to plot.
+    steps = [row for row in calls if role_of(row["component"]) == "denoiser"]
+    write_table(plots / "denoiser.csv", steps or calls)
     write_table(plots / "latents.csv", trajectory)
     write_json(folder / "validation.json", details)
     write_json(metrics, summary)

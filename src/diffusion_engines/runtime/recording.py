@@ -11,16 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from diffusion_engines.families.base import Model, Network, outputs_of
 from diffusion_engines.files import read_json, write_json
 from diffusion_engines.names import trailing_number
-from diffusion_engines.runtime.conditioning import Network, outputs_of
-from diffusion_engines.runtime.sampling import (
-    Model,
-    Settings,
-    decode,
-    initial_latents,
-    sample,
-)
+from diffusion_engines.runtime.sampling import Settings, initial_latents, sample
 
 _SETTINGS = "settings.json"
 T = TypeVar("T")
@@ -127,7 +121,7 @@ def record_reference(
     chosen = spread(range(len(first)), frames)
     # The batch that a network takes is fixed, so a frame fills it.
     decoded = [
-        decode(networks["vae_decoder"], model, first[i].expand(batch_size, -1, -1, -1))[:1]
+        model.family.decode(networks, model, first[i].expand(batch_size, -1, -1, -1))[:1]
         for i in chosen
     ]
     save_images(torch.cat(decoded), folder, "frame")

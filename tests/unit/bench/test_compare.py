@@ -91,7 +91,7 @@ def test_engines_and_pytorch_are_timed_alternately_and_written_down(
     with plot.open() as file:
         rows = [(row["runner"], row["phase"]) for row in csv.DictReader(file)]
     runners = ("pytorch", "compiled", "engines")
-    assert rows == [(r, p) for r in runners for p in (*PHASES, "unet_call")]
+    assert rows == [(r, p) for r in runners for p in (*PHASES, "denoiser_call")]
 
 
 def test_a_machine_that_was_not_probed_is_noticed_before_anything_runs(

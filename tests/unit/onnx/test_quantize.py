@@ -25,6 +25,7 @@ from diffusion_engines.config import (
     TensorRTRTXTarget,
 )
 from diffusion_engines.errors import BuildError, ConfigError, ExportError
+from diffusion_engines.families.base import outputs_of
 from diffusion_engines.files import write_manifest
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.graph import MODEL, check_graph, opset_of
@@ -39,7 +40,6 @@ from diffusion_engines.onnx.quantize import (
 from diffusion_engines.onnx.simplify import simplify_graph
 from diffusion_engines.parity.graphs import GraphParity, compare_graphs
 from diffusion_engines.parity.metrics import Difference
-from diffusion_engines.runtime.conditioning import outputs_of
 from diffusion_engines.runtime.networks import example_inputs
 from diffusion_engines.runtime.recording import spread
 from tests.conftest import COMPONENTS, Loaded, load

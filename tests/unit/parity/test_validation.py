@@ -157,9 +157,9 @@ def test_sound_engines_meet_the_default_tolerances(workspace: Path, tolerances: 
         "unet": STEPS,
         "vae_decoder": 1,
     }
-    assert {row["component"] for row in table(layout.plots("validate", "cpu") / "unet.csv")} == {
-        "unet"
-    }
+    assert {
+        row["component"] for row in table(layout.plots("validate", "cpu") / "denoiser.csv")
+    } == {"unet"}
     latents = table(layout.validation("cpu") / "trajectory.csv")
     assert [(row["image"], row["step"]) for row in latents] == [
         ("0", str(step)) for step in range(1, STEPS + 1)

@@ -156,13 +156,13 @@ def write_generated(target: str, count: int, *, animated: bool) -> None:
 def write_benchmark(target: str, components: dict[str, str], gpus: list[str]) -> None:
     # Parts of a run, as they add up; a UNet call is half of the total in both.
     shares = {
-        "text_encoding": 0.1,
+        "encoding": 0.1,
         "denoising_loop": 0.8,
-        "unet": 0.7,
+        "denoiser": 0.7,
         "scheduler_and_guidance": 0.1,
-        "vae_decoding": 0.1,
+        "decoding": 0.1,
         "total": 1.0,
-        "unet_call": 0.5,
+        "denoiser_call": 0.5,
     }
     latency = {
         runner: {

@@ -95,7 +95,7 @@ def test_an_image_carries_its_settings_and_they_make_it_again(made: Path, worksp
 
     pipeline = load_pipeline(workspace / layout.bundles("cpu"))
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = make_scheduler(settings["scheduler"], pipeline.scheduler.config)
+    pipeline.scheduler = make_scheduler(FAMILY, settings["scheduler"], pipeline.scheduler.config)
     noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(settings["seed"]))
     (again,) = pipeline(
         settings["prompt"],
@@ -124,11 +124,11 @@ def test_the_timings_add_up(made: Path) -> None:
     assert timings["machine"]["cores"] > 0
     for batch in timings["batches"]:
         found = batch["milliseconds"]
-        assert len(batch["unet_per_step"]) == 3
-        assert sum(batch["unet_per_step"]) == pytest.approx(found["unet"], abs=0.01)
-        loop = found["unet"] + found["scheduler_and_guidance"]
+        assert len(batch["denoiser_per_step"]) == 3
+        assert sum(batch["denoiser_per_step"]) == pytest.approx(found["denoiser"], abs=0.01)
+        loop = found["denoiser"] + found["scheduler_and_guidance"]
         assert loop == pytest.approx(found["denoising_loop"], abs=0.01)
-        parts = found["text_encoding"] + found["denoising_loop"] + found["vae_decoding"]
+        parts = found["encoding"] + found["denoising_loop"] + found["decoding"]
         assert parts == pytest.approx(found["total"], abs=0.01)
 
 
