@@ -48,7 +48,14 @@ SETTINGS = sampling.Settings("dpmpp_2m", 10, 7.5, 128, 128, vae_scale_factor=4)
 
 def networks(weights: Path = LEMON) -> dict[str, TorchNetwork]:
     names = ("text_encoder", "unet", "vae_decoder")
-    return {name: TorchNetwork(load(weights, name).module, torch.float32) for name in names}
+    return {
+        name: TorchNetwork(
+            (loaded := load(weights, name)).module,
+            [value.dtype for value in loaded.inputs],
+            torch.float32,
+        )
+        for name in names
+    }
 
 
 @pytest.fixture(scope="module")

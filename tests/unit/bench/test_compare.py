@@ -16,6 +16,7 @@ from diffusion_engines.bench.breakdown import PHASES
 from diffusion_engines.config import Baseline, Benchmark
 from diffusion_engines.errors import HardwareError, IntegrityError
 from diffusion_engines.files import write_json
+from diffusion_engines.layout import Workspace
 from diffusion_engines.runtime.assemble import torch_networks
 from tests.conftest import IMAGE
 
@@ -43,7 +44,7 @@ def test_engines_and_pytorch_are_timed_alternately_and_written_down(
     order: list[str] = []
 
     def noting(name: str) -> Any:
-        networks = torch_networks("fp32", "cpu")
+        networks = torch_networks("fp32", "cpu", weights=layout.WEIGHTS)
         unet = networks["unet"]
 
         def noted(*tensors: Any) -> Any:
@@ -75,7 +76,7 @@ def test_engines_and_pytorch_are_timed_alternately_and_written_down(
     turn = [name for name in ("pytorch", "default", "engines") for _ in range(BENCHMARK.steps)]
     assert order == turn * runs
     # What has no engine runs as in the first baseline.
-    assert made == [(("cpu", {"unet": "fp32"}, "cpu"), {"torch_precision": "fp32"})]
+    assert made == [((Workspace(), "cpu", {"unet": "fp32"}, "cpu"), {"torch_precision": "fp32"})]
     found = json.loads(metrics.read_text())
     assert found["peak_mb"] == 3
     details = json.loads((folder / "benchmark.json").read_text())

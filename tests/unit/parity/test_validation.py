@@ -263,7 +263,7 @@ def test_damaged_weights_are_refused(workspace: Path) -> None:
     path = layout.weights("vae") / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(IntegrityError, match="wrong size"), torch.no_grad():
-        torch_networks("fp32", "cpu")
+        torch_networks("fp32", "cpu", weights=layout.WEIGHTS)
 
 
 def test_every_precision_has_tolerances_and_a_place_among_the_others() -> None:
