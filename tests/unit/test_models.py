@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.networks import example_inputs
 from diffusion_engines.runtime.recording import record_reference, recorded_calls
+from diffusion_engines.weights.sources import check_architecture
 from tests.conftest import ROOT, load, write_bundles
-from tests.models import MODELS, small_image, write_reduced_weights
+from tests.models import MODELS, section, small_image, write_reduced_weights
 
 PROMPT = "A big banana leaf with lemons in front of it"
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
@@ -242,14 +244,45 @@ def test_a_recording_has_every_output_of_every_call(
             torch.testing.assert_close(again, outputs)
 
 
+@pytest.mark.parametrize("name", ["sd14", "sd21", "sdxl"])
+def test_configs_with_nothing_but_what_has_no_default_make_the_same_pictures(
+    tmp_path: Path, name: str
+) -> None:
+    weights = write_reduced_weights(name, tmp_path, sparse=True)
+    model = Reduced(name, weights, small_image(name))
+    vae = json.loads((weights / "vae/config.json").read_text())
+    assert "scaling_factor" not in vae
+    assert "time_cond_proj_dim" not in json.loads((weights / "unet/config.json").read_text())
+    check_architecture(weights, model.image.vae_scale_factor)
+    own = own_pipeline(model, "euler")
+    expected = paint(own, model, "blurry")
+    assert expected.std() > 0.01
+    found = sample(model, "euler", "blurry").images  # in PyTorch, as `reference` does
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    served = serve(model, tmp_path / "cpu")
+    served.scheduler = own.scheduler
+    torch.testing.assert_close(paint(served, model, "blurry"), expected, rtol=0, atol=1e-4)
+
+
+def serve(model: Reduced, folder: Path) -> Any:
+    """Export, build, bundle and load every network."""
+    write_bundles(model.weights, folder, image=model.image)
+    pipeline = load_pipeline(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+# With the keys of their published configs, and no others: SD 1.4's lack time_cond_proj_dim.
 @pytest.mark.parametrize("name", MODELS)
 def test_served_engines_paint_what_diffusers_paints(
     reduced: dict[str, Reduced], tmp_path: Path, name: str
 ) -> None:
     model = reduced[name]
-    write_bundles(model.weights, tmp_path / "cpu", image=model.image)
-    served = load_pipeline(tmp_path / "cpu")
-    served.set_progress_bar_config(disable=True)
+    for component in family_of(model.weights).components.values():
+        published = ROOT / section(name, "model")["folder"] / component.folder / "config.json"
+        ours = model.weights / component.folder / "config.json"
+        assert set(json.loads(ours.read_text())) == set(json.loads(published.read_text()))
+    served = serve(model, tmp_path / "cpu")
     own = own_pipeline(model, "euler")
     assert type(served) is type(own)
     scheduler = "lcm" if model.few_steps else "euler"
