@@ -30,7 +30,7 @@ full: env ## SD 1.4 at full size with synthetic weights, to TensorRT-RTX engines
 
 .PHONY: test
 test: env lint ## every test that needs no GPU and no full-size model
-	@python -m pytest -m "not gpu and not full" -n auto --dist loadfile
+	@python -m pytest -m "not gpu and not full and not browser" -n auto --dist loadfile
 
 .PHONY: test-full
 test-full: env ## full-size models: up to 24 GB of memory, three quarters of an hour

@@ -9,7 +9,14 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from diffusion_engines.config import conf_digest
+from diffusion_engines.runs import refuse_during_a_run
 
-OmegaConf.register_new_resolver(
-    "conf_digest", lambda: conf_digest(Path(__file__).parents[1] / "conf"), replace=True
-)
+_ROOT = Path(__file__).parents[1]
+
+
+def _digest() -> str:
+    refuse_during_a_run(_ROOT)
+    return conf_digest(_ROOT / "conf")
+
+
+OmegaConf.register_new_resolver("conf_digest", _digest, replace=True)

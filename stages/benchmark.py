@@ -10,8 +10,11 @@ Writes  artifacts/benchmark/<target>/benchmark.json
 from dataclasses import dataclass
 
 from diffusion_engines import config, layout
+from diffusion_engines.backends.targets import Target, device_of
 from diffusion_engines.bench.compare import benchmark_target
-from diffusion_engines.files import new_folder
+from diffusion_engines.bench.results import write_benchmark
+from diffusion_engines.files import new_folder, read_json
+from diffusion_engines.layout import Workspace
 from diffusion_engines.runtime.assemble import engine_components
 from diffusion_engines.stage import stage
 
@@ -20,23 +23,29 @@ from diffusion_engines.stage import stage
 class Config:
     target: str
     engines: dict[str, config.Engine]
-    targets: dict[str, config.Target]
+    targets: dict[str, Target]
     benchmark: config.Benchmark
     image: config.Image
 
 
 @stage
 def main(cfg: Config) -> None:
-    with new_folder(layout.benchmark(cfg.target)) as folder:
-        benchmark_target(
-            cfg.target,
-            engine_components(cfg.target, cfg.engines),
-            cfg.benchmark,
-            cfg.image,
+    workspace, machine = Workspace(), read_json(layout.MACHINE)
+    result = benchmark_target(
+        cfg.target,
+        engine_components(cfg.target, cfg.engines),
+        cfg.benchmark,
+        cfg.image,
+        workspace,
+        machine,
+        device=device_of(cfg.targets[cfg.target]),
+    )
+    with new_folder(workspace.benchmark(cfg.target)) as folder:
+        write_benchmark(
+            result,
             folder,
-            layout.metrics("benchmark", cfg.target),
-            layout.plot("benchmark", cfg.target),
-            device=config.device_of(cfg.targets[cfg.target]),
+            workspace.metrics("benchmark", cfg.target),
+            workspace.plot("benchmark", cfg.target),
         )
 
 

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass
 
 from diffusion_engines import config, layout
 from diffusion_engines.backends import backend, check_precision
-from diffusion_engines.backends.plans.timing import find_timing_cache
+from diffusion_engines.backends.base import Graph
+from diffusion_engines.backends.targets import Target
+from diffusion_engines.backends.timing import find_timing_cache
 from diffusion_engines.files import new_folder, read_manifest, write_manifest
 from diffusion_engines.onnx.graph import MODEL
 from diffusion_engines.progress import step
@@ -36,7 +38,7 @@ _OF_THE_GRAPH = (
 class Config:
     engine: str
     engines: dict[str, config.Engine]
-    targets: dict[str, config.Target]
+    targets: dict[str, Target]
 
 
 @stage
@@ -49,15 +51,21 @@ def main(cfg: Config) -> None:
     fingerprint = module.fingerprint(target)
     source = layout.onnx(engine.onnx)
     with step(f"check the files of {engine.onnx}"):
-        graph = read_manifest(source, "onnx")
-    options = {}
-    if isinstance(target, config.TensorRTTarget):
-        options["timing_cache"] = find_timing_cache(engine.target, engine.component, fingerprint)
+        manifest = read_manifest(source, "onnx")
+    graph = Graph(
+        name=engine.onnx,
+        component=engine.component,
+        precision=engine.precision,
+        format=module.graph_format,
+        path=source / MODEL,
+        inputs=manifest["inputs"],
+    )
+    cache = None
+    if module.timing(target):
+        cache = find_timing_cache(layout.timing(engine.target), engine.component, fingerprint)
     with new_folder(layout.engine(engine.target, engine.component)) as folder:
         with step(f"build {cfg.engine} with {target.backend}"):
-            result = module.build(
-                source / MODEL, folder, target, graph["inputs"], engine.precision, **options
-            )
+            result = module.build(graph, folder, target, cache)
         log = layout.log("build", cfg.engine)
         log.mkdir(parents=True, exist_ok=True)
         (log / "build.log").write_text(result.log + "\n")
@@ -71,10 +79,10 @@ def main(cfg: Config) -> None:
             "engine": result.engine,
             "layers": result.layers,
             "dtypes": result.precisions,
-            "onnx": {key: value for key, value in graph.items() if key != "kind"},
+            "onnx": {key: value for key, value in manifest.items() if key != "kind"},
         }
         for key in _OF_THE_GRAPH:
-            info[key] = graph[key]
+            info[key] = manifest[key]
         write_manifest(folder, "engine", info)
 
 

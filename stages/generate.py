@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_engines import config
+from diffusion_engines.backends.targets import Target, device_of
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
@@ -24,7 +25,7 @@ from diffusion_engines.stage import stage
 class Config:
     target: str
     engines: dict[str, config.Engine]
-    targets: dict[str, config.Target]
+    targets: dict[str, Target]
     generate: config.Generate
     image: config.Image
 
@@ -37,13 +38,13 @@ def main(cfg: Config) -> None:
         raise ConfigError(f"generate.folder: {target} exists", fix="choose a new folder")
     with new_folder(target) as folder:
         generate_images(
-            workspace,
             cfg.target,
             engine_components(cfg.target, cfg.engines),
             cfg.generate,
             cfg.image,
             folder,
-            device=config.device_of(cfg.targets[cfg.target]),
+            workspace=workspace,
+            device=device_of(cfg.targets[cfg.target]),
         )
     print(f"  {len(list(target.glob('*.png')))} image(s) in {target}")
 

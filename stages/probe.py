@@ -10,15 +10,16 @@ Writes  artifacts/fingerprints/<target>.json: what building depends on, tracked 
 
 from dataclasses import dataclass
 
-from diffusion_engines import config, layout
+from diffusion_engines import layout
 from diffusion_engines.backends.probe import probe_target
+from diffusion_engines.backends.targets import Target
 from diffusion_engines.stage import stage
 
 
 @dataclass(frozen=True)
 class Config:
     target: str
-    targets: dict[str, config.Target]
+    targets: dict[str, Target]
 
 
 @stage

@@ -14,17 +14,12 @@ from dataclasses import asdict, dataclass
 
 from diffusion_engines import config, layout
 from diffusion_engines.errors import GateError
-from diffusion_engines.files import (
-    new_folder,
-    read_manifest,
-    write_json,
-    write_manifest,
-    write_table,
-)
+from diffusion_engines.files import new_folder, read_manifest, write_manifest
 from diffusion_engines.onnx.graph import MODEL, check_graph
 from diffusion_engines.onnx.quantize import lower_precision, opset_on_disk, typed_inputs
 from diffusion_engines.onnx.versions import quantizer_versions
 from diffusion_engines.parity.graphs import compare_graphs
+from diffusion_engines.parity.results import Quantization, write_quantization
 from diffusion_engines.progress import step
 from diffusion_engines.runtime.recording import recorded_calls, spread
 from diffusion_engines.stage import stage
@@ -64,24 +59,31 @@ def main(cfg: Config) -> None:
             f"  relative L2 error at the worst call: {worst['rel_l2']:.2e} "
             f"({item.onnx}: {worst['source_rel_l2']:.2e}; allowed {settings.rel_l2:.0e})"
         )
-        write_table(tables / "steps.csv", parity.rows())
-        details = {
-            "source": item.onnx,
-            "calls": len(chosen),
-            "allowed": settings.rel_l2,
-            "bytes": sum(file.stat().st_size for file in folder.iterdir()),
-            **asdict(layers),
-            **worst,
-        }
-        write_json(tables / "quantization.json", details)
-        write_json(layout.metrics("quantize", cfg.graph), worst)
+        result = Quantization(
+            name=cfg.graph,
+            source=item.onnx,
+            calls=len(chosen),
+            allowed=settings.rel_l2,
+            bytes=sum(file.stat().st_size for file in folder.iterdir()),
+            lowered=layers.lowered,
+            kept=layers.kept,
+            parity=parity,
+            misses=tuple(parity.misses(settings.rel_l2)),
+        )
+        write_quantization(result, tables, layout.metrics("quantize", cfg.graph))
         info = {key: value for key, value in manifest.items() if key not in ("files", "kind")}
         info |= {"name": cfg.graph, "precision": item.precision, "opset": opset}
         info["inputs"] = typed_inputs(manifest["inputs"], item.source)
         info["versions"] |= quantizer_versions()
-        info["quantization"] = {"settings": asdict(settings), **details}
+        info["quantization"] = {
+            "settings": asdict(settings),
+            "source": item.onnx,
+            "calls": len(chosen),
+            **asdict(layers),
+            **worst,
+        }
         write_manifest(folder, "onnx", info)
-    if misses := parity.misses(settings.rel_l2):
+    if misses := result.misses:
         raise GateError(
             f"{cfg.graph} misses its tolerance at {len(misses)} of {len(calls)} calls:\n  - "
             + "\n  - ".join(misses[:10]),

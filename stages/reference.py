@@ -7,9 +7,8 @@ Writes  artifacts/reference/: the inputs and outputs of every component along ea
 
 from dataclasses import dataclass
 
-from diffusion_engines import config
+from diffusion_engines import config, layout
 from diffusion_engines.files import new_folder, write_manifest
-from diffusion_engines.layout import Workspace
 from diffusion_engines.progress import step
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
@@ -25,9 +24,9 @@ class Config:
 
 @stage
 def main(cfg: Config) -> None:
-    reference, workspace = cfg.reference, Workspace()
-    networks = torch_networks("fp32", "cpu", weights=workspace.weights)
-    model = sampling.load_model(workspace.weights)
+    reference = cfg.reference
+    networks = torch_networks("fp32", "cpu", weights=layout.WEIGHTS)
+    model = sampling.load_model(layout.WEIGHTS)
     settings = sampling.Settings(
         scheduler=reference.scheduler,
         steps=reference.steps,
@@ -38,7 +37,7 @@ def main(cfg: Config) -> None:
         negative_prompt=reference.negative_prompt,
         guidance=cfg.image.guidance,
     )
-    with new_folder(workspace.reference) as folder:
+    with new_folder(layout.REFERENCE) as folder:
         with step(f"sample {len(reference.prompts)} prompt(s), {reference.steps} steps, fp32"):
             record_reference(
                 networks,

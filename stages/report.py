@@ -8,8 +8,9 @@ Writes  artifacts/report/: index.html (self-contained), breakdown-<target>.png,
 
 from dataclasses import dataclass
 
-from diffusion_engines import config, layout
+from diffusion_engines import config
 from diffusion_engines.files import new_folder
+from diffusion_engines.layout import Workspace
 from diffusion_engines.report.page import write_report
 from diffusion_engines.stage import stage
 
@@ -27,9 +28,17 @@ class Config:
 @stage
 def main(cfg: Config) -> None:
     # Not a `step`: its log would land in artifacts/logs, which this stage depends on.
-    with new_folder(layout.REPORT) as folder:
+    workspace = Workspace()
+    with new_folder(workspace.report) as folder:
         write_report(
-            folder, cfg.model, cfg.image, cfg.exports, cfg.quantized, cfg.engines, cfg.measure
+            workspace,
+            folder,
+            cfg.model,
+            cfg.image,
+            cfg.exports,
+            cfg.quantized,
+            cfg.engines,
+            cfg.measure,
         )
 
 

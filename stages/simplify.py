@@ -10,10 +10,11 @@ Writes  artifacts/onnx/<onnx>/: model.onnx, model.onnx.data, manifest.json
 from dataclasses import dataclass
 
 from diffusion_engines import config, layout
-from diffusion_engines.files import new_folder, read_manifest, write_json, write_manifest
-from diffusion_engines.onnx import operators
+from diffusion_engines.files import new_folder, read_manifest, write_manifest
 from diffusion_engines.onnx.graph import MODEL, check_graph
+from diffusion_engines.onnx.operators import graph_statistics, render
 from diffusion_engines.onnx.simplify import check_same_results, simplify_graph
+from diffusion_engines.onnx.statistics import Simplification, write_simplification
 from diffusion_engines.onnx.versions import simplifier_versions
 from diffusion_engines.progress import step
 from diffusion_engines.stage import stage
@@ -44,10 +45,10 @@ def main(cfg: Config) -> None:
             seed=cfg.simplify.seed,
             allowed=cfg.simplify.rel_l2[cfg.exports[cfg.onnx].precision],
         )
-        before = operators.graph_statistics(source / MODEL)
-        after = operators.graph_statistics(folder / MODEL)
-        write_json(tables / "operators.json", operators.compare(before, after))
-        table = operators.render(before, after, cfg.onnx)
+        before, after = graph_statistics(source / MODEL), graph_statistics(folder / MODEL)
+        found = Simplification(before, after)
+        write_simplification(found, tables)
+        table = render(found, cfg.onnx)
         (tables / "operators.txt").write_text(table)
         print(table)
         info = {key: value for key, value in manifest.items() if key not in ("files", "kind")}

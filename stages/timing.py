@@ -8,9 +8,10 @@ Writes  artifacts/timing/<target>/
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from diffusion_engines import config
-from diffusion_engines.backends.plans.timing import collect_timing_caches
+from diffusion_engines import config, layout
+from diffusion_engines.backends.timing import collect_timing_caches
 from diffusion_engines.stage import stage
 
 
@@ -22,8 +23,12 @@ class Config:
 
 @stage
 def main(cfg: Config) -> None:
-    components = [e.component for e in cfg.engines.values() if e.target == cfg.target]
-    collect_timing_caches(cfg.target, components)
+    engines: dict[str, Path] = {
+        engine.component: layout.engine(cfg.target, engine.component)
+        for engine in cfg.engines.values()
+        if engine.target == cfg.target
+    }
+    collect_timing_caches(layout.timing(cfg.target), engines)
 
 
 if __name__ == "__main__":

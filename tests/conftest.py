@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from diffusion_engines.backends.base import Graph
 from diffusion_engines.config import Dynamic, Image
 from diffusion_engines.families import family_of
 from diffusion_engines.families.stable_diffusion import FAMILY
@@ -80,6 +81,11 @@ def load(
     )
 
 
+def graph_of(path: Path, inputs: Any, precision: str = "fp32", component: str = "unet") -> Graph:
+    """An ONNX graph as the stage `build` hands it to a backend; ``inputs`` as in its manifest."""
+    return Graph(f"{component}-{precision}", component, precision, "onnx", path, inputs)
+
+
 def write_bundles(
     weights: Path,
     folder: Path,
@@ -90,7 +96,10 @@ def write_bundles(
     """Write a target's folder as `wrap` and `pack` do: ONNX Runtime engines for the CPU."""
     plain = dynamic is STATIC and precision == "fp32"  # the older exporter is faster
     from diffusion_engines.backends import backend
-    from diffusion_engines.config import OnnxRuntimeBuild, OnnxRuntimeTarget
+    from diffusion_engines.backends.onnxruntime.settings import (
+        OnnxRuntimeBuild,
+        OnnxRuntimeTarget,
+    )
     from diffusion_engines.files import new_folder
     from diffusion_engines.onnx.export import export_module
     from diffusion_engines.runtime.bundle import wrap_engine
@@ -116,7 +125,8 @@ def write_bundles(
                 vocabulary=loaded.vocabulary,
             )
         with new_folder(scratch / "engine") as engine:
-            result = module.build(scratch / "graph/model.onnx", engine, target, inputs, precision)
+            built = graph_of(scratch / "graph/model.onnx", inputs, precision, name)
+            result = module.build(built, engine, target)
             info = {
                 "name": f"cpu-{name}",
                 "component": name,

@@ -11,18 +11,17 @@ import pytest
 import yaml
 
 from diffusion_engines.backends import backend
+from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXBuild, TensorRTRTXTarget
 from diffusion_engines.compose import compose_params
 from diffusion_engines.config import (
     Export,
     Image,
-    TensorRTRTXBuild,
-    TensorRTRTXTarget,
     sections_from_config,
 )
 from diffusion_engines.errors import BuildError, DiffusionEnginesError, ExportError
 from diffusion_engines.fleet import BF16_OPSET
 from diffusion_engines.onnx.export import export_module
-from tests.conftest import IMAGE, ROOT, load
+from tests.conftest import IMAGE, ROOT, graph_of, load
 
 ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none", tf32=False))
 OPTIONS = sorted(path.stem for path in (ROOT / "conf/export").glob("*.yaml"))
@@ -108,8 +107,7 @@ def _convert(case: Case, weights: Path, folder: Path, image: Image) -> dict[str,
     inputs = [asdict(value) for value in loaded.inputs]
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
     del loaded
-    result = backend("tensorrt_rtx").build(
-        folder / "model.onnx", folder, ADA, inputs, case.precision
-    )
+    graph = graph_of(folder / "model.onnx", inputs, case.precision, case.component)
+    result = backend("tensorrt_rtx").build(graph, folder, ADA)
     assert (folder / result.engine).stat().st_size >= 2 * parameters
-    return result.precisions
+    return dict(result.precisions)

@@ -40,7 +40,7 @@ def options_of(checkout: Path, tag: str) -> dict[str, list[str]]:
 
 
 def show(checkout: Path, tag: str, path: str) -> str:
-    command = ["git", "-C", checkout, "show", f"{tag}:{path}"]
+    command = ["git", "-C", str(checkout), "show", f"{tag}:{path}"]
     return subprocess.run(command, capture_output=True, check=True, text=True).stdout
 
 

@@ -40,7 +40,7 @@ def install(target: Path) -> None:
     print(f"installing the dependencies into {target}, once: a minute or two …", flush=True)
     venv.create(target, with_pip=True, clear=True)
     command = [
-        *(target / "bin" / "python", "-m", "pip", "install", "--quiet"),
+        *(str(target / "bin" / "python"), "-m", "pip", "install", "--quiet"),
         *("--disable-pip-version-check", "-c", "constraints.txt", "-e", ".[dev,quantize]"),
     ]
     done = subprocess.run(command, check=False)

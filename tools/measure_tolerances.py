@@ -12,6 +12,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from diffusion_engines import layout
 from diffusion_engines.families.base import Network
 from diffusion_engines.families.stable_diffusion import FAMILY
+from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.graph import MODEL, save_with_external_data
 from diffusion_engines.onnx.session import feeds_of, session_of
+from diffusion_engines.parity.distances import worst_of
 from diffusion_engines.parity.metrics import difference
 from diffusion_engines.parity.pipeline import (
     Run,
@@ -32,19 +34,20 @@ from diffusion_engines.parity.pipeline import (
     reference_run,
     run_from_noise,
 )
-from diffusion_engines.parity.validation import component_differences, worst_of
-from diffusion_engines.runtime.assemble import torch_networks
+from diffusion_engines.parity.validation import component_differences
+from diffusion_engines.runtime.assemble import TorchNetwork, torch_networks
 from diffusion_engines.runtime.recording import load_settings, recorded_calls, spread
 
 NAMES = tuple(FAMILY.components)  # of the default model
+WORKSPACE = Workspace()
 CALLS_PER_DAMAGE = 4
 SCALES = 8  # of the int8 graph that are doubled, for each kind
 CALLS_PER_SCALE = 8  # over both trajectories
 
 
 def main() -> None:
-    reference = reference_run()
-    fp32 = torch_networks("fp32", "cpu", weights=layout.WEIGHTS)
+    reference = reference_run(WORKSPACE.reference)
+    fp32 = torch_networks("fp32", "cpu", weights=WORKSPACE.weights)
     result: dict[str, Any] = {"precisions": {}, "damage": {}}
     for precision, networks in _precisions():
         row = result["precisions"][precision] = of_networks(networks, reference)
@@ -56,16 +59,16 @@ def main() -> None:
     for kind, errors in damage_to_layers(fp32["unet"]).items():
         result["damage"][kind] = spread_of(errors)
         print(kind, {k: v for k, v in result["damage"][kind].items() if k != "all"})
-    if (layout.onnx("unet-int8") / MODEL).is_file():
+    if (WORKSPACE.onnx("unet-int8") / MODEL).is_file():
         result["doubled_scales"] = damage_to_scales(fp32, reference)
     Path("docs/tolerances.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _precisions() -> Iterator[tuple[str, Mapping[str, Network]]]:
     for precision in ("fp32", "fp16", "bf16"):
-        yield precision, torch_networks(precision, "cpu", weights=layout.WEIGHTS)
+        yield precision, torch_networks(precision, "cpu", weights=WORKSPACE.weights)
     for precision in ("fp16-mixed", "int8", "fp8"):
-        graphs = {name: layout.onnx(f"{name}-{precision}") / MODEL for name in NAMES}
+        graphs = {name: WORKSPACE.onnx(f"{name}-{precision}") / MODEL for name in NAMES}
         if all(graph.is_file() for graph in graphs.values()):
             yield precision, {name: graph_network(graph) for name, graph in graphs.items()}
 
@@ -74,14 +77,15 @@ def of_networks(networks: Mapping[str, Network], reference: Run) -> dict[str, An
     """Every component on the reference's inputs, then whole runs."""
     row: dict[str, Any] = {}
     for name in NAMES:
-        found = component_differences(name, networks[name], "cpu")
-        row[name] = worst_of(found) | {"per_call": [d.rel_l2 for d in found]}
+        calls = recorded_calls(WORKSPACE.reference / f"{name}.safetensors")
+        found = component_differences(name, networks[name], calls, "cpu")
+        row[name] = asdict(worst_of(found)) | {"per_call": [d.rel_l2 for d in found]}
     return row | {"run": of_run(networks, reference)}
 
 
 def of_run(networks: Mapping[str, Network], reference: Run) -> dict[str, Any]:
     """The worst image of a run from the reference's noise, after every step and at its end."""
-    run = run_from_noise(networks, "cpu")
+    run = run_from_noise(networks, WORKSPACE, "cpu")
     latents, images = latent_differences(run, reference), image_differences(run, reference)
     return {
         "rel_l2": [max(image[step].rel_l2 for image in latents) for step in range(len(latents[0]))],
@@ -121,8 +125,9 @@ def spread_of(errors: list[float]) -> dict[str, Any]:
 
 def damage_to_layers(network: Network) -> dict[str, list[float]]:
     """The worst relative L2 of a few calls, of the UNet in PyTorch with one place damaged."""
-    steps = load_settings(layout.REFERENCE)[0].steps
-    recorded = recorded_calls(layout.REFERENCE / "unet.safetensors")
+    assert isinstance(network, TorchNetwork)
+    steps = load_settings(WORKSPACE.reference)[0].steps
+    recorded = recorded_calls(WORKSPACE.reference / "unet.safetensors")
     calls = spread(recorded[:steps], CALLS_PER_DAMAGE)  # of the first trajectory
     errors: dict[str, list[float]] = {}
     for kind, damages in _damages(network.module).items():
@@ -136,7 +141,7 @@ def damage_to_layers(network: Network) -> dict[str, list[float]]:
 
 def damage_to_scales(fp32: Mapping[str, Network], reference: Run) -> list[dict[str, Any]]:
     """One scale of the int8 UNet doubled: fed the reference's inputs, and in runs of its own."""
-    calls = spread(recorded_calls(layout.REFERENCE / "unet.safetensors"), CALLS_PER_SCALE)
+    calls = spread(recorded_calls(WORKSPACE.reference / "unet.safetensors"), CALLS_PER_SCALE)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for kind, scale, path in _doubled_scales(Path(folder)):
@@ -153,8 +158,9 @@ def _doubled_scales(folder: Path) -> Iterator[tuple[str, str, Path]]:
 
     An activation's scale is doubled for what reads it, not for what writes it.
     """
-    path = layout.onnx("unet-int8") / MODEL
-    weights, activations = [], []
+    path = WORKSPACE.onnx("unet-int8") / MODEL
+    weights: list[int] = []
+    activations: list[int] = []
     graph = onnx.load(path, load_external_data=False).graph
     initializers = {tensor.name for tensor in graph.initializer}
     for index, node in enumerate(graph.node):
@@ -181,18 +187,22 @@ Damage = Callable[[], Callable[[], None]]
 def _damages(unet: torch.nn.Module) -> dict[str, list[Damage]]:
     """Every layer's weights times 1.05; K and V of every attention swapped."""
     layers = [m for m in unet.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
-    attentions = [m for m in unet.modules() if hasattr(m, "to_k") and hasattr(m, "to_v")]
+    attentions: list[Any] = [m for m in unet.modules() if hasattr(m, "to_k") and hasattr(m, "to_v")]
     swappable = [m for m in attentions if m.to_k.weight.shape == m.to_v.weight.shape]
 
-    def scale(layer: torch.nn.Module) -> Damage:
+    def scale(layer: torch.nn.Conv2d | torch.nn.Linear) -> Damage:
         def damage() -> Callable[[], None]:
             kept = layer.weight.detach().clone()
             layer.weight.data.mul_(1.05)
-            return lambda: layer.weight.data.copy_(kept)
+
+            def undo() -> None:
+                layer.weight.data.copy_(kept)
+
+            return undo
 
         return damage
 
-    def swap(attention: torch.nn.Module) -> Damage:
+    def swap(attention: Any) -> Damage:
         def damage() -> Callable[[], None]:
             def exchange() -> None:
                 attention.to_k, attention.to_v = attention.to_v, attention.to_k

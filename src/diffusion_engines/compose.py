@@ -12,13 +12,16 @@ from pathlib import Path
 import yaml
 
 from diffusion_engines.config import params_from_config
-from diffusion_engines.errors import ConfigError
+from diffusion_engines.errors import ConfigError, DiffusionEnginesError
+from diffusion_engines.runs import composition
 
 PARAMS = Path("params.yaml")
 
 
 def compose_params(overrides: list[str], root: Path) -> bool:
     """Write ``params.yaml`` if its content changes; return whether it did.
+
+    To be called in :func:`runs.composition`, where a run could read ``params.yaml``.
 
     Raises:
         ConfigError: Hydra cannot compose, or the result has unknown keys or wrong types; then
@@ -47,9 +50,11 @@ def compose_params(overrides: list[str], root: Path) -> bool:
 
 def main() -> None:
     """Compose with the overrides of the command line."""
+    root = Path.cwd()
     try:
-        changed = compose_params(sys.argv[1:], Path.cwd())
-    except ConfigError as error:
+        with composition(root):
+            changed = compose_params(sys.argv[1:], root)
+    except DiffusionEnginesError as error:
         sys.exit(str(error))
     print(f"params.yaml: {'composed anew' if changed else 'up to date'}")
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from diffusion_engines.backends.targets import Target
 from diffusion_engines.errors import ConfigError
 
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -29,7 +30,8 @@ SchedulerName = Literal["lms", "pndm", "euler", "dpmpp_2m", "ddim", "euler_ances
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PixelSize = Annotated[int, Field(gt=0, multiple_of=8)]
-ComputeCapability = Annotated[str, Field(pattern=r"^\d+\.\d$")]
+# How far something may be from the reference; NaN or infinity would let everything pass.
+Tolerance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
@@ -108,7 +110,7 @@ class Simplify:
 
     skipped_optimizers: list[str]
     # relative L2 error between the graph before and after, by precision
-    rel_l2: dict[Precision, float]
+    rel_l2: dict[Precision, Tolerance]
     seed: int
 
 
@@ -121,9 +123,7 @@ class EightBit:
     method: Literal["max", "entropy"]  # how the range of an activation follows from its values
     # layers that keep the source's precision: regular expressions on the names of their weights
     kept: dict[Component, list[str]]
-    rel_l2: Annotated[
-        float, Field(gt=0)
-    ]  # that it may cost at any call, against the fp32 reference
+    rel_l2: Tolerance  # that it may cost at any call, against the fp32 reference
 
 
 @dataclass(config=_STRICT)
@@ -131,9 +131,11 @@ class Mixed:
     """fp16, but for the operators whose values leave its range (conf/quantize/)."""
 
     calls: PositiveInt | None  # as for 8 bits: where the largest values are looked for
-    largest: Annotated[float, Field(gt=0)]  # absolute value that an operator in fp16 may see
+    largest: Annotated[
+        float, Field(gt=0, allow_inf_nan=False)
+    ]  # absolute value that an operator in fp16 may see
     kept: dict[Component, list[str]]  # layers that stay in fp32 in any case
-    rel_l2: Annotated[float, Field(gt=0)]
+    rel_l2: Tolerance
 
 
 @dataclass(config=_STRICT)
@@ -178,76 +180,6 @@ class QuantizedItem:
 
 
 @dataclass(config=_STRICT)
-class OnnxRuntimeBuild:
-    """Graph optimization of ONNX Runtime (conf/build/onnxruntime.yaml)."""
-
-    optimization_level: Literal["disabled", "basic", "extended", "all"]
-    tf32: bool
-
-
-@dataclass(config=_STRICT)
-class OnnxRuntimeTarget:
-    """ONNX Runtime on the CPU, or on an NVIDIA GPU with onnxruntime-gpu."""
-
-    backend: Literal["onnxruntime"]
-    device: Literal["cpu", "cuda"]
-    build: OnnxRuntimeBuild
-
-
-@dataclass(config=_STRICT)
-class TensorRTRTXBuild:
-    """Builder settings of TensorRT-RTX (conf/build/tensorrt_rtx.yaml)."""
-
-    max_aux_streams: NonNegativeInt | None
-    tiling_optimization_level: Literal["none", "fast", "moderate", "full"]
-    profiling_verbosity: Literal["layer_names_only", "detailed", "none"]
-    tf32: bool
-
-
-@dataclass(config=_STRICT)
-class TensorRTRTXTarget:
-    """TensorRT-RTX, ahead of time for the compute capabilities named; needs no GPU to build."""
-
-    backend: Literal["tensorrt_rtx"]
-    compute_capabilities: Annotated[list[ComputeCapability], Field(min_length=1)]
-    build: TensorRTRTXBuild
-    # Also as TorchScript. torchtrtc loads the engine to wrap it: that takes such a GPU.
-    torchscript: bool = False
-
-
-@dataclass(config=_STRICT)
-class TensorRTBuild:
-    """Builder settings of TensorRT (conf/build/tensorrt.yaml)."""
-
-    optimization_level: Annotated[int, Field(ge=0, le=5)]
-    workspace_mib: PositiveInt | None
-    timing_cache: bool
-    max_aux_streams: NonNegativeInt | None
-    profiling_verbosity: Literal["detailed", "layer_names_only", "none"]
-    tf32: bool
-    version_compatible: bool
-    exclude_lean_runtime: bool
-    hardware_compatibility: Literal["none", "same_compute_capability", "ampere_plus"]
-    weights: Literal["embedded", "refittable", "stripped"]
-
-
-@dataclass(config=_STRICT)
-class TensorRTTarget:
-    """TensorRT, built on the GPU that runs it."""
-
-    backend: Literal["tensorrt"]
-    gpu: str  # a word of the name that the driver has for it, e.g. A10
-    compute_capability: ComputeCapability
-    torchscript: bool  # also as TorchScript, through torchtrtc
-    build: TensorRTBuild
-
-
-Target = Annotated[
-    OnnxRuntimeTarget | TensorRTRTXTarget | TensorRTTarget, Field(discriminator="backend")
-]
-
-
-@dataclass(config=_STRICT)
 class Engine:
     """One component built for one target (conf/fleet/)."""
 
@@ -266,25 +198,25 @@ class Engine:
 class Gate:
     """What a component's output may differ from the fp32 reference, at any timestep."""
 
-    rel_l2: Annotated[float, Field(gt=0)]
-    max_abs: Annotated[float, Field(gt=0)]
-    cosine: Annotated[float, Field(gt=0, le=1)]
+    rel_l2: Tolerance
+    max_abs: Tolerance
+    cosine: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 @dataclass(config=_STRICT)
 class LatentsGate:
     """What the latents of a whole run may differ from the fp32 reference's, after any step."""
 
-    rel_l2: Annotated[float, Field(gt=0)]
-    cosine: Annotated[float, Field(gt=0, le=1)]
+    rel_l2: Tolerance
+    cosine: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 @dataclass(config=_STRICT)
 class ImageGate:
     """What a final image must reach beside the reference image: PSNR in dB, SSIM up to 1."""
 
-    psnr: float
-    ssim: Annotated[float, Field(le=1)]
+    psnr: Annotated[float, Field(allow_inf_nan=False)]
+    ssim: Annotated[float, Field(le=1, allow_inf_nan=False)]
 
 
 @dataclass(config=_STRICT)
@@ -434,8 +366,7 @@ def params_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe(section: str, detail: Any) -> str:
-    # pydantic puts the tag of a union ("tensorrt_rtx") between the real keys
-    path = [part for part in detail["loc"] if not _is_union_tag(section, detail["loc"], part)]
+    path = list(detail["loc"])
     key = ".".join(str(part) for part in (section, *path))
     message = detail["msg"][0].lower() + detail["msg"][1:]
     if detail["type"] == "unexpected_keyword_argument":
@@ -445,20 +376,6 @@ def _describe(section: str, detail: Any) -> str:
     else:
         message += f", found {detail['input']!r}"
     return f"{key}: {message} ({_conf_file(section, path)})"
-
-
-def _is_union_tag(section: str, loc: tuple[Any, ...], part: Any) -> bool:
-    return (
-        section == "targets"
-        and len(loc) > 1
-        and part == loc[1]
-        and part
-        in (
-            "onnxruntime",
-            "tensorrt",
-            "tensorrt_rtx",
-        )
-    )
 
 
 def _conf_file(section: str, path: list[Any] | None = None) -> str:
@@ -478,8 +395,3 @@ def conf_digest(conf: Path) -> str:
         digest.update(path.relative_to(conf).as_posix().encode() + b"\0")
         digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
-
-
-def device_of(target: Target) -> str:
-    """Return the PyTorch device on which the engines of a target run."""
-    return target.device if isinstance(target, OnnxRuntimeTarget) else "cuda"

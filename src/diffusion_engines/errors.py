@@ -43,6 +43,10 @@ class HardwareError(DiffusionEnginesError):
     """This machine, or a library on it, cannot build or run what was asked for."""
 
 
+class BusyError(DiffusionEnginesError):
+    """Another run works in this folder."""
+
+
 class BuildError(DiffusionEnginesError):
     """A backend refused a graph or built something else than what was asked for."""
 

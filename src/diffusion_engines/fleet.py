@@ -7,8 +7,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffusion_engines.backends import backend
-from diffusion_engines.backends.gpus import CAPABILITIES, RTX_CAPABILITIES
-from diffusion_engines.config import TensorRTRTXTarget, TensorRTTarget
 from diffusion_engines.errors import ConfigError, WeightsError
 from diffusion_engines.families import family_of
 
@@ -17,9 +15,6 @@ OPSETS = {"dynamo": range(17, 25), "torchscript": range(14, 24)}
 OPSETS_WITH_EXPLICIT_ATTENTION = {"dynamo": range(17, 25), "torchscript": range(12, 24)}
 # https://onnx.ai/onnx/operators/onnx__Conv.html
 BF16_OPSET = 22
-# The first compute capability whose tensor cores have a precision.
-# https://docs.nvidia.com/deeplearning/tensorrt/latest/getting-started/support-matrix.html
-PRECISION_SINCE = {"bf16": 8.0, "fp8": 8.9}
 # What each quantized precision is made from. Calibration runs in ONNX Runtime, which has no bf16
 # convolution on the CPU; mixed precision chooses what leaves fp32.
 SOURCES = {"int8": ("fp16", "fp32"), "fp8": ("fp16", "fp32"), "fp16-mixed": ("fp32",)}
@@ -140,54 +135,10 @@ def _exports(params: dict[str, Any]) -> list[str]:
 def _targets(params: dict[str, Any]) -> list[str]:
     problems = []
     for key, target in params["targets"].items():
-        if isinstance(target, TensorRTRTXTarget):
-            problems += [
-                f"targets.{key}.compute_capabilities: TensorRT-RTX does not run on {found}, "
-                f"expected {', '.join(RTX_CAPABILITIES)}; data-centre GPUs such as the H100 (9.0) "
-                "need the backend tensorrt (conf/target/)"
-                for found in target.compute_capabilities
-                if found not in RTX_CAPABILITIES
-            ]
-        elif isinstance(target, TensorRTTarget):
-            problems += [f"targets.{key}.{text}" for text in _tensorrt_target(target)]
+        engines = [engine for engine in params["engines"].values() if engine.target == key]
+        found = backend(target.backend).check(target, {engine.precision for engine in engines})
+        problems += [f"targets.{key}.{text}" for text in found]
     return problems
-
-
-def _tensorrt_target(target: TensorRTTarget) -> list[str]:
-    problems, build = [], target.build
-    known = CAPABILITIES.get(target.gpu, target.compute_capability)
-    if target.compute_capability != known:
-        problems.append(
-            f"compute_capability: an {target.gpu} has {known}, found {target.compute_capability} "
-            "(conf/target/)"
-        )
-    if build.hardware_compatibility == "ampere_plus" and float(target.compute_capability) < 8.0:
-        problems.append(
-            "build.hardware_compatibility: ampere_plus needs a GPU of compute capability 8.0 or "
-            f"later, this target has {target.compute_capability} (conf/build/)"
-        )
-    if build.exclude_lean_runtime and not build.version_compatible:
-        problems.append(
-            "build.exclude_lean_runtime: only a plan with version_compatible=true has a lean "
-            "runtime to exclude (conf/build/)"
-        )
-    if target.torchscript and build.weights == "stripped":
-        problems.append(
-            "torchscript: a TorchScript file has no way to get the weights of a stripped plan; "
-            "set torchscript=false or build.weights=embedded (conf/target/)"
-        )
-    if target.torchscript and build.version_compatible and not build.exclude_lean_runtime:
-        problems.append(
-            "torchscript: torch-tensorrt does not let a plan run the runtime that it carries; set "
-            "torchscript=false or build.exclude_lean_runtime=true (conf/target/)"
-        )
-    return problems
-
-
-def _capabilities(target: Any) -> list[str]:
-    if isinstance(target, TensorRTRTXTarget):
-        return target.compute_capabilities
-    return [target.compute_capability] if isinstance(target, TensorRTTarget) else []
 
 
 def _quantized(params: dict[str, Any]) -> list[str]:
@@ -233,18 +184,11 @@ def _engines(params: dict[str, Any]) -> list[str]:
                 f"engines.{key}.backend: expected {target.backend}, as targets.{engine.target} "
                 f"has it, found {engine.backend} (conf/fleet/)"
             )
-        if engine.precision not in (has := backend(target.backend).PRECISIONS):
+        if engine.precision not in (has := backend(target.backend).precisions):
             problems.append(
                 f"engines.{key}.precision: the backend {target.backend} has {', '.join(has)}, "
                 f"not {engine.precision} (conf/fleet/)"
             )
-        problems += [
-            f"engines.{key}.precision: {engine.precision} needs compute capability "
-            f"{PRECISION_SINCE[engine.precision]} or later, targets.{engine.target} has {found} "
-            "(conf/fleet/)"
-            for found in _capabilities(target)
-            if float(found) < PRECISION_SINCE.get(engine.precision, 0.0)
-        ]
         section = "quantized" if engine.precision in SOURCES else "exports"
         if engine.onnx not in params[section]:
             problems.append(
@@ -265,12 +209,12 @@ def _measure(params: dict[str, Any]) -> list[str]:
 
 def _timing(params: dict[str, Any]) -> list[str]:
     return [
-        f"timing.{key}: expected a TensorRT target with engines and build.timing_cache=true "
-        "(conf/fleet/)"
+        f"timing.{key}: expected a target with engines whose builds keep a timing cache, as "
+        "TensorRT's with build.timing_cache=true (conf/fleet/)"
         for key in params["timing"]
         if not (
-            isinstance(target := params["targets"].get(key), TensorRTTarget)
-            and target.build.timing_cache
+            (target := params["targets"].get(key))
+            and backend(target.backend).timing(target)
             and any(engine.target == key for engine in params["engines"].values())
         )
     ]

@@ -1,13 +1,14 @@
 """The precisions that engines can have: one table, from the one that costs least accuracy.
 
 Which of them a backend builds is the backend's to say (``backends/``), what an engine in one may
-differ from the reference the config's (``conf/validate/``). Imports nothing: DVC reads this table
-whenever it composes ``conf/``.
+differ from the reference the config's (``conf/validate/``). Imports the standard library alone: DVC
+reads this table whenever it composes ``conf/``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -21,6 +22,7 @@ class Precision:
             where only a part of the graph is in it.
         torch_dtype: of inputs and outputs whose dtype is "component", as PyTorch names it; None:
             that of the graph that it was made from.
+        onnx_dtype: ``dtype`` as ONNX's TensorProto names it.
         sources: precisions of the graphs that it can be made from, the preferred one first; empty:
             it is exported as it is.
         every_layer: whether most layers must have ``dtype``; else some, as others are kept higher.
@@ -33,6 +35,7 @@ class Precision:
     name: str
     dtype: str
     torch_dtype: str | None
+    onnx_dtype: str
     sources: tuple[str, ...] = ()
     every_layer: bool = True
     capability: float = 0.0
@@ -49,12 +52,20 @@ class Precision:
 PRECISIONS: Mapping[str, Precision] = {
     precision.name: precision
     for precision in (
-        Precision("fp32", "fp32", "float32"),
-        Precision("fp16-mixed", "fp16", "float32", sources=("fp32",), every_layer=False),
-        Precision("fp16", "fp16", "float16"),
-        Precision("bf16", "bf16", "bfloat16", capability=8.0, opset=22),
-        Precision("int8", "int8", None, sources=("fp16", "fp32"), every_layer=False),
-        Precision("fp8", "fp8", None, sources=("fp16", "fp32"), every_layer=False, capability=8.9),
+        Precision("fp32", "fp32", "float32", "FLOAT"),
+        Precision("fp16-mixed", "fp16", "float32", "FLOAT16", sources=("fp32",), every_layer=False),
+        Precision("fp16", "fp16", "float16", "FLOAT16"),
+        Precision("bf16", "bf16", "bfloat16", "BFLOAT16", capability=8.0, opset=22),
+        Precision("int8", "int8", None, "INT8", sources=("fp16", "fp32"), every_layer=False),
+        Precision(
+            "fp8",
+            "fp8",
+            None,
+            "FLOAT8E4M3FN",
+            sources=("fp16", "fp32"),
+            every_layer=False,
+            capability=8.9,
+        ),
     )
 }
 
@@ -67,3 +78,12 @@ def lowest(names: list[str]) -> str:
 def graph_name(component: str, precision: str) -> str:
     """Return the name of the graph of a component in a precision, e.g. ``unet-fp16``."""
     return f"{component}-{precision}"
+
+
+def of_onnx_dtypes(names: Iterable[str]) -> dict[str, int]:
+    """Return how many dtypes, as ONNX's TensorProto names them, have each precision.
+
+    What is of none, such as int64, is left out.
+    """
+    known = {p.onnx_dtype: p.name for p in PRECISIONS.values() if p.name == p.dtype}
+    return dict(Counter(known[name] for name in names if name in known))

@@ -22,14 +22,19 @@ _HEARTBEAT_SECONDS = 5.0 if sys.stderr.isatty() else 15.0
 
 @dataclass
 class StepLog:
-    """Wall time and peak memory of the named steps of one stage."""
+    """Wall time and peak memory of the named steps of one stage.
+
+    ``peak_memory_before`` is the largest peak, in bytes, of what ran before the current step.
+    """
 
     steps: list[dict[str, float | str]] = field(default_factory=list)
+    peak_memory_before: int = 0
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Run a block as a named step; a line appears at its end, and while it is slow."""
         started = time.perf_counter()
+        self.peak_memory_before = self.whole_peak_memory_bytes()
         _reset_peak_memory()
         done = threading.Event()
         heartbeat = threading.Thread(
@@ -44,6 +49,10 @@ class StepLog:
         seconds, peak = time.perf_counter() - started, peak_memory_bytes()
         self.steps.append({"step": name, "seconds": round(seconds, 3), "peak_memory_bytes": peak})
         print(f"  {name:<44} {seconds:7.1f} s   peak {peak / 1e9:5.2f} GB", flush=True)
+
+    def whole_peak_memory_bytes(self) -> int:
+        """Return the peak resident memory of this process since it began, over all steps."""
+        return max(self.peak_memory_before, peak_memory_bytes())
 
 
 LOG = StepLog()

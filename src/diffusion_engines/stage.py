@@ -15,6 +15,7 @@ import errno
 import gc
 import os
 import shutil
+import signal
 import sys
 import traceback
 import typing
@@ -27,13 +28,23 @@ from diffusion_engines import layout
 from diffusion_engines.arguments import hydra_arguments
 from diffusion_engines.config import SECTIONS, params_from_config, sections_from_config
 from diffusion_engines.errors import ConfigError, DiffusionEnginesError, HardwareError
+from diffusion_engines.failures import (
+    Failure,
+    failure_from_exception,
+    remove_failure,
+    write_failure,
+)
 from diffusion_engines.files import write_json
 from diffusion_engines.processes import death_with_parent
 from diffusion_engines.progress import LOG
+from diffusion_engines.runs import started_by_dvc
 
 # The command line argument that picks an item, and the section it is picked from. An export is
 # picked by `+onnx=`, because `export` is a section of its own, and `quantized` is one too.
 SELECTORS = {"onnx": "exports", "graph": "quantized", "target": "targets", "engine": "engines"}
+
+# The environment variable that names the folder in which a stage leaves why it failed.
+FAILURES = "DIFFUSION_ENGINES_FAILURES"
 
 _HYDRA_OVERRIDES = [
     "hydra.run.dir=.",
@@ -52,12 +63,12 @@ def stage(main: Callable[[Any], None]) -> Callable[[], None]:
         from hydra.core.config_store import ConfigStore
         from omegaconf import DictConfig, OmegaConf
 
-        _die_with_parent()
-        # Python's last collection walks all that torch, diffusers and transformers imported: a
-        # second of each stage, and for nothing, as the process ends.
-        atexit.register(gc.freeze)
+        atexit.register(_skip_last_collection)
         script = Path(sys.argv[0]).resolve()
         os.chdir(script.parent.parent)
+        under_dvc = "DVC_STAGE" in os.environ
+        if under_dvc:
+            _end_with_dvc()
         if not Path("params.yaml").is_file():
             sys.exit("params.yaml does not exist\n  fix:      compose it with `make params`")
         description = sys.modules[main.__module__].__doc__ or ""
@@ -67,13 +78,16 @@ def stage(main: Callable[[Any], None]) -> Callable[[], None]:
         sys.argv[1:] = _arguments(sys.argv[1:], main, script.stem)
         sys.argv[1:1] = _HYDRA_OVERRIDES  # before options such as `--cfg job`
 
+        params = OmegaConf.load("params.yaml")
+        recorded = _plain(params) if under_dvc else None
+
         def run_with_config(config: DictConfig) -> None:
-            _run(main, script.stem, typing.cast(dict[str, Any], OmegaConf.to_container(config)))
+            _run(main, script.stem, _plain(config), recorded)
 
         # As a node, and with a search path that has no folders: every folder would be a config
         # group. Beside params.yaml there are .venv and artifacts, which `--help` would list for a
         # minute and a half; in this package there is `onnx`, which `+onnx=` would then select from.
-        ConfigStore.instance().store(name="params", node=OmegaConf.load("params.yaml"))
+        ConfigStore.instance().store(name="params", node=params)
         hydra.main(version_base="1.3", config_path=str(script.parent), config_name="params")(
             run_with_config
         )()
@@ -87,29 +101,95 @@ def _arguments(arguments: list[str], main: Callable[[Any], None], name: str) -> 
     return hydra_arguments(arguments, names & set(SELECTORS), name, section)
 
 
-def _run(main: Callable[[Any], None], name: str, config: dict[str, Any]) -> None:
+def _run(
+    main: Callable[[Any], None],
+    name: str,
+    config: dict[str, Any],
+    recorded: dict[str, Any] | None = None,
+) -> None:
+    """Run a stage; end the process with a message where it fails in a way that a person can mend.
+
+    Args:
+        main: of the stage.
+        name: of the stage.
+        config: its parameters, with selectors and the command line's overrides.
+        recorded: params.yaml as it was loaded, where DVC will record the result under it.
+    """
     config_class = typing.get_type_hints(main)["cfg"]
+    failures = os.environ.get(FAILURES)
+    blank = Failure(os.environ.get("DVC_STAGE", name), _target_in(config))
+    if failures:
+        write_failure(Path(failures), blank)  # what stays if this process is killed
     try:
         cfg, key = config_from_mapping(config_class, config)
         main(cfg)
         if LOG.steps:
             write_json(layout.log(name, key) / "resources.json", LOG.steps)
-    except DiffusionEnginesError as error:
-        sys.exit(f"\n{name} failed: {error}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if recorded is not None:
+            _check_unchanged(recorded, [field.name for field in fields(config_class)])
+    except KeyboardInterrupt:
+        print(f"\n{name} interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        known = _error_with_remedy(error)
+        if failures:
+            write_failure(Path(failures), failure_from_exception(blank, known or error))
+        if known is None:
             raise
-        sys.exit(f"\n{name} failed: {_no_space(error)}")
-    except MemoryError:
-        sys.exit(
-            f"\n{name} failed: out of memory\n"
-            "  fix:      close other programs, or run this stage on a machine with more memory"
+        if not isinstance(error, (DiffusionEnginesError, OSError, MemoryError)):
+            traceback.print_exc()  # of a library whose text we read a cause in
+        # Who collects failures says the rest at the end, once.
+        sys.exit(f"\n{name} failed: {known.problem if failures else known}")
+    if failures:
+        remove_failure(Path(failures), blank)
+
+
+def _target_in(config: dict[str, Any]) -> str | None:
+    """Return the target that a stage works for, if its selector says so."""
+    if "engine" in config:
+        engine = config.get("engines", {}).get(config["engine"], {})
+        return typing.cast("str | None", engine.get("target"))
+    return config.get("target")
+
+
+def _check_unchanged(before: dict[str, Any], names: list[str]) -> None:
+    """Compare what a stage was given with params.yaml now, where DVC is about to read it.
+
+    DVC hashes parameters after a stage has ended, so it would record the result under others than
+    those that it was made with: in dvc.lock, and in the cache that other machines restore from.
+
+    Raises:
+        ConfigError: a section changed.
+    """
+    from omegaconf import OmegaConf
+
+    after = _plain(OmegaConf.load("params.yaml"))
+    sections = sorted(before.keys() | after.keys()) if "params" in names else names
+    changes = [
+        change
+        for name in sections
+        for change in _differences(name, before.get(name), after.get(name))
+    ]
+    if changes:
+        more = f"\nand {len(changes) - 5} more" if len(changes) > 5 else ""
+        raise ConfigError(
+            "params.yaml changed while this stage ran; its result belongs to the old parameters",
+            expected="the parameters that it started with",
+            found="\n".join(changes[:5]) + more,
+            fix="run it again, and leave params.yaml alone until it has ended: another set of\n"
+            "parameters meanwhile needs a second clone, or `dvc exp run --queue` afterwards",
         )
-    except Exception as error:  # a library's error that we know nothing better to say about
-        if not (space := _caused_by_full_disk(error)):
-            raise
-        traceback.print_exc()
-        sys.exit(f"\n{name} failed: {_no_space(space)}")
+
+
+def _differences(key: str, before: Any, after: Any) -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = dict.fromkeys([*before, *after])
+        return [
+            change
+            for name in names
+            for change in _differences(f"{key}.{name}", before.get(name), after.get(name))
+        ]
+    return [] if before == after else [f"{key}: {before} → {after}"]
 
 
 def config_from_mapping(config_class: type[Any], config: dict[str, Any]) -> tuple[Any, str | None]:
@@ -154,16 +234,46 @@ def _help_node(script: Path, description: str) -> dict[str, str]:
     return {"app_name": script.stem, "header": "", "footer": "", "template": template}
 
 
-def _die_with_parent() -> None:
-    """End this process when its parent, dvc, is killed.
+def _end_with_dvc() -> None:
+    """End this process when dvc, its parent, is killed. A stage run by hand goes on.
 
     The commands in dvc.yaml begin with `exec`: some shells (dash) would stay in between otherwise.
     """
     if (ask := death_with_parent()) is None:
         return
     ask()
-    if "DVC_STAGE" in os.environ and os.getppid() == 1:  # dvc died while this script was loading
+    if not started_by_dvc(Path.cwd()):  # dvc died while this script was loading
         sys.exit("dvc was killed")
+
+
+def _skip_last_collection() -> None:
+    """Spare a process that ends Python's last collection, a walk over all that was imported.
+
+    It takes up to a second after torch, diffusers and transformers. But onnxsim's extension
+    (nanobind) prints twenty lines about what was not collected when the interpreter ends.
+    """
+    if "onnxsim" not in sys.modules:
+        gc.freeze()
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    return typing.cast(dict[str, Any], OmegaConf.to_container(config))
+
+
+def _error_with_remedy(error: Exception) -> DiffusionEnginesError | None:
+    """Return the error itself if it says what to do, or what it comes from and we know better."""
+    if isinstance(error, DiffusionEnginesError):
+        return error
+    if space := _caused_by_full_disk(error):
+        return _no_space(space)
+    if isinstance(error, MemoryError):
+        return HardwareError(
+            "out of memory",
+            fix="close other programs, or run this stage on a machine with more memory",
+        )
+    return None
 
 
 def _caused_by_full_disk(error: BaseException | None) -> OSError | None:

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -69,7 +70,7 @@ def check_shapes(graph: onnx.GraphProto, options: dict[str, str]) -> None:
                 fail(f"bad shapes for {value.name}: {sizes}")
 
 
-def layers(graph: onnx.GraphProto, options: dict[str, str]) -> list[object]:
+def layers(graph: onnx.GraphProto, options: dict[str, str]) -> Sequence[object]:
     if options.get("--profilingVerbosity") != "detailed":
         return [node.name for node in graph.node]
     old = int(RELEASE.split(".")[0]) < 10

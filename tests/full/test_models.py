@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from diffusion_engines.backends import backend
-from diffusion_engines.config import Image, TensorRTRTXBuild, TensorRTRTXTarget
+from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXBuild, TensorRTRTXTarget
+from diffusion_engines.config import Image
 from diffusion_engines.families import family_of
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.graph import DATA, MODEL, check_graph
@@ -23,7 +24,7 @@ from diffusion_engines.progress import LOG, step
 from diffusion_engines.runtime.networks import load_network, read_config
 from diffusion_engines.weights.check import count_parameters
 from diffusion_engines.weights.sources import fill_with_random_weights
-from tests.conftest import ROOT, STATIC
+from tests.conftest import ROOT, STATIC, graph_of
 from tests.models import section
 
 pytestmark = pytest.mark.full
@@ -85,9 +86,8 @@ def test_sdxl_becomes_engines_within_24_gb(tmp_path: Path, name: str) -> None:
     assert statistics.macs is not None
     print(f"  {statistics.nodes} nodes, {statistics.macs / 1e9:.0f} GMACs, error {error:.1e}")
     with step("build for sm_89 with tensorrt_rtx"):
-        result = backend("tensorrt_rtx").build(
-            simplified / MODEL, engine, ADA, [asdict(value) for value in inputs], precision
-        )
+        graph = graph_of(simplified / MODEL, [asdict(value) for value in inputs], precision)
+        result = backend("tensorrt_rtx").build(graph, engine, ADA)
     size = (engine / result.engine).stat().st_size
     print(f"  {size / 1e6:.0f} MB")
     # Two bytes each, and code; of the VAE, the decoder alone, in four bytes; of the text encoders

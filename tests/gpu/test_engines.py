@@ -18,15 +18,13 @@ import pytest
 import torch
 
 from diffusion_engines.backends import backend
-from diffusion_engines.backends.gpus import RTX_CAPABILITIES
-from diffusion_engines.backends.plans.torchscript import DISTRIBUTIONS, wrap_fingerprint
-from diffusion_engines.config import (
-    OnnxRuntimeBuild,
-    OnnxRuntimeTarget,
-    TensorRTBuild,
+from diffusion_engines.backends.nvidia.torchscript import DISTRIBUTIONS, wrap_fingerprint
+from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
+from diffusion_engines.backends.tensorrt.settings import TensorRTBuild, TensorRTTarget
+from diffusion_engines.backends.tensorrt_rtx.settings import (
+    RTX_CAPABILITIES,
     TensorRTRTXBuild,
     TensorRTRTXTarget,
-    TensorRTTarget,
 )
 from diffusion_engines.errors import FingerprintError, HardwareError
 from diffusion_engines.files import write_json, write_manifest
@@ -35,7 +33,7 @@ from diffusion_engines.parity.metrics import difference
 from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.bundle import load_bundle, load_torchscript, wrap_engine
 from diffusion_engines.runtime.networks import example_inputs
-from tests.conftest import load
+from tests.conftest import graph_of, load
 
 pytestmark = pytest.mark.gpu
 
@@ -60,15 +58,16 @@ def target_here(name: str, torchscript: bool = False) -> Any:
         onnxruntime = pytest.importorskip("onnxruntime")
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             pytest.skip("this ONNX Runtime is not onnxruntime-gpu")
-        return OnnxRuntimeTarget(name, "cuda", OnnxRuntimeBuild("all", tf32=False))
+        return OnnxRuntimeTarget("onnxruntime", "cuda", OnnxRuntimeBuild("all", tf32=False))
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
     if name == "tensorrt":
-        return TensorRTTarget(name, torch.cuda.get_device_name(), capability, torchscript, BUILD)
+        gpu = torch.cuda.get_device_name()
+        return TensorRTTarget("tensorrt", gpu, capability, torchscript, BUILD)
     if capability not in RTX_CAPABILITIES:
         pytest.skip(f"TensorRT-RTX does not run on {capability}")
     settings = TensorRTRTXBuild(None, "none", "layer_names_only", tf32=False)
-    return TensorRTRTXTarget(name, [capability], settings, torchscript)
+    return TensorRTRTXTarget("tensorrt_rtx", [capability], settings, torchscript)
 
 
 def make_bundle(name: str, loaded: Any, target: Any, folder: Path, precision: str = "fp16") -> Path:
@@ -88,7 +87,7 @@ def make_bundle(name: str, loaded: Any, target: Any, folder: Path, precision: st
     module = backend(target.backend)
     specs = [asdict(value) for value in loaded.inputs]
     graph = folders["graph"] / "model.onnx"
-    result = module.build(graph, folders["engine"], target, specs, precision)
+    result = module.build(graph_of(graph, specs, precision, name), folders["engine"], target)
     assert result.precisions[precision] > 0
     info = {
         "name": f"here-{name}",
@@ -181,7 +180,9 @@ def test_both_builders_of_tensorrt_give_an_engine(
     if builder == "trtexec" and not shutil.which("trtexec"):
         pytest.skip("trtexec is not on PATH")
     if builder == "python":
-        monkeypatch.setattr("diffusion_engines.backends.tensorrt.find_trtexec", lambda: None)
+        for module in ("building", "fingerprint"):
+            name = f"diffusion_engines.backends.tensorrt.{module}.find_trtexec"
+            monkeypatch.setattr(name, lambda: None)
     loaded = load(tiny_weights, "unet", "fp16")
     bundle = make_bundle("unet", loaded, target, tmp_path)
     manifest = json.loads((bundle / "manifest.json").read_text())

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
+import yaml
 
+from diffusion_engines.runs import dvc_processes
 from tests.pipeline.conftest import Clone, environment
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.pipeline
 
 
-def wait_for(condition, seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
+def start(clone: Clone, *command: str, **variables: str) -> subprocess.Popen[str]:
+    """Start a command in a clone."""
+    return subprocess.Popen(
+        command,
+        cwd=clone.path,
+        env=environment() | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def processes_of(clone: Clone, script: str) -> list[int]:
@@ -90,25 +97,24 @@ def test_a_corrupt_graph_is_caught_by_its_hash(clone: Clone) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])  # DVC runs stages in $SHELL
-@pytest.mark.parametrize("victim", ["dvc", "stage"])
+@pytest.mark.parametrize("victim", ["make repro", "dvc", "stage"])
 def test_a_killed_run_leaves_nothing_and_starts_again(
     clone: Clone, victim: str, shell: str
 ) -> None:
     clone.compose("export.opset=20")
-    run = subprocess.Popen(
-        ["dvc", "repro", "export@unet-fp16"],
-        cwd=clone.path,
-        env=environment() | {"SHELL": shell},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    command = ["dvc", "repro", "export@unet-fp16"]
+    if victim == "make repro":
+        command = [sys.executable, "-m", "diffusion_engines.repro", "export.opset=20"]
+    run = start(clone, *command, SHELL=shell)
     scratch = clone.path / "artifacts/.tmp"
     assert wait_for(lambda: list(scratch.glob("*unet-fp16")))  # into the work
     (stage,) = processes_of(clone, "export")
-    os.kill(run.pid if victim == "dvc" else stage, signal.SIGKILL)
-    run.wait(60)
+    os.kill(stage if victim == "stage" else run.pid, signal.SIGKILL)
+    run.communicate(timeout=60)
     assert wait_for(lambda: not processes_of(clone, "export"), 20), "the stage outlived dvc"
     assert not (clone.path / "artifacts/exports/unet-fp16").exists()
+    # DVC takes a process that nobody has collected yet for one that runs.
+    assert wait_for(lambda: not any(map(psutil.pid_exists, dvc_processes(clone.path))))
 
     again = clone.repro("export@unet-fp16")
 
@@ -120,20 +126,71 @@ def test_a_killed_run_leaves_nothing_and_starts_again(
 def test_two_runs_at_once_do_not_mix(clone: Clone) -> None:
     clone.compose("export.opset=20")
     command = [sys.executable, "-m", "diffusion_engines.repro", "export.opset=20"]
-    first = subprocess.Popen(
-        command,
-        cwd=clone.path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    first = start(clone, *command)
     lock = clone.path / ".dvc/tmp/repro.lock"
     assert wait_for(lambda: lock.is_file() and lock.read_text().strip() == str(first.pid))
     second = clone.run(*command[:-1], check=False)
     output, _ = first.communicate(timeout=600)
     assert second.status == 1
-    assert "another `make repro` works in this folder" in second.output
-    assert str(first.pid) in second.output
+    assert "another run works in this folder" in second.output
+    assert f"process {first.pid}: make repro" in second.output
     assert first.returncode == 0, output
     assert "opset: 20" in (clone.path / "params.yaml").read_text()
+
+
+def test_nothing_is_composed_under_a_running_stage(clone: Clone) -> None:
+    """DVC hashes params.yaml when a stage has ended: a graph of opset 20 stood there as 22."""
+    clone.compose("export.opset=20")
+    run = start(clone, "dvc", "repro", "export@unet-fp16")
+    assert wait_for(lambda: processes_of(clone, "export"))
+    other = "export.opset=22"
+    composed = clone.run(sys.executable, "-m", "diffusion_engines.compose", other, check=False)
+    queued = clone.run("dvc", "exp", "run", "--queue", "-S", other, check=False)
+    for refused in (composed, queued):
+        assert refused.status != 0
+        assert "another run works in this folder" in refused.output
+        assert f"process {run.pid}: " in refused.output
+    assert processes_of(clone, "export"), "the stage ended before the end of this test"
+    output, _ = run.communicate(timeout=600)
+    assert run.returncode == 0, output
+    assert "opset: 20" in (clone.path / "params.yaml").read_text()
+    assert recorded_opset(clone) == 20
+    clone.compose(other)  # now it may
+    queued = clone.run("dvc", "exp", "run", "--queue", "-S", other)
+    assert "Queued experiment" in queued.output
+
+
+def test_a_stage_does_not_end_well_under_other_parameters(clone: Clone) -> None:
+    clone.compose("export.opset=20")
+    run = start(clone, "dvc", "repro", "export@unet-fp16")
+    assert wait_for(lambda: list((clone.path / "artifacts/.tmp").glob("*unet-fp16")))
+    clone.edit("params.yaml", "opset: 20", "opset: 22")  # a person's editor asks nobody
+    output, _ = run.communicate(timeout=600)
+    assert run.returncode != 0
+    assert "params.yaml changed while this stage ran" in output
+    assert "export.opset: 20 → 22" in output
+    assert recorded_opset(clone) == 18  # of the finished clone
+    clone.compose("export.opset=22")
+    assert "export@unet-fp16" in clone.repro("export@unet-fp16").ran  # nothing to restore
+
+
+def recorded_opset(clone: Clone) -> int:
+    """The opset that dvc.lock records the graph under."""
+    lock = yaml.safe_load((clone.path / "dvc.lock").read_text())
+    return lock["stages"]["export@unet-fp16"]["params"]["params.yaml"]["export"]["opset"]
+
+
+def has_namespaces() -> bool:
+    done = subprocess.run(
+        ["unshare", "--fork", "--pid", "--mount-proc", "true"], capture_output=True, check=False
+    )
+    return done.returncode == 0
+
+
+@pytest.mark.skipif(
+    not (shutil.which("unshare") and has_namespaces()), reason="may not start a PID namespace"
+)
+def test_dvc_may_be_process_1_of_a_container(clone: Clone) -> None:
+    in_container = ["unshare", "--fork", "--pid", "--mount-proc"]
+    outcome = clone.run(*in_container, "dvc", "repro", "--force", "check_conf")
+    assert outcome.ran == {"check_conf"}

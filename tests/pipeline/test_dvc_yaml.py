@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusion_engines.backends import BACKENDS
+from diffusion_engines.backends import backend, backend_names
 from diffusion_engines.config import SECTIONS
 from tests.conftest import ROOT
 
@@ -23,7 +23,9 @@ PLUMBING = {
     "__init__.py",
     "arguments.py",
     "backends/__init__.py",
-    "backends/plans/__init__.py",
+    "backends/base.py",
+    "backends/nvidia/__init__.py",
+    "backends/targets.py",
     "config.py",
     "errors.py",
     "files.py",
@@ -31,8 +33,10 @@ PLUMBING = {
     "onnx/__init__.py",
     "onnx/versions.py",
     "parity/__init__.py",
+    "precisions.py",
     "processes.py",
     "progress.py",
+    "results.py",
     "runtime/__init__.py",
     "stage.py",
     "weights/__init__.py",
@@ -40,26 +44,26 @@ PLUMBING = {
     "bench/__init__.py",
 }
 # Timing caches save time: which one a build reads decides nothing that it must be rebuilt for.
-TIMING = {"backends/plans/timing.py"}
+TIMING = {"backends/timing.py"}
 # These compare an engine with this machine, and say what is wrong: they write nothing.
 CHECKS = {"backends/gpus.py", "backends/preflight.py"}
 # What this machine is reaches a build as a fingerprint, which it tracks.
 MACHINE = {"cpu.py"}
-# Probes run every time; check_conf and build import every backend to ask which precisions it has,
-# and depend on the one that they use.
+# Probes run every time. Backends are found by their names, which no import tells: what a build
+# depends on is the one that it uses, tested below.
 EXEMPT = {
-    "probe": {"backends/probe.py", "backends/onnxruntime.py", "backends/tensorrt_rtx.py"},
+    "probe": {"backends/probe.py"},
     "probe_machine": {"fingerprint.py", *MACHINE},
     # It copies files; what checks an engine's inputs is for who loads it.
-    "wrap": {"runtime/shapes.py", *CHECKS},
+    "wrap": {"runtime/shapes.py", *CHECKS, *TIMING},
     # It loads PyTorch networks alone, by the module that also loads engines.
     "reference": {
         "runtime/bundle.py",
-        "backends/plans/torchscript.py",
+        "backends/nvidia/torchscript.py",
         "runtime/shapes.py",
         *CHECKS,
+        *TIMING,
     },
-    "check_conf": {"backends/gpus.py"},
     # Weights' architecture classes and the report's other readers decide nothing here.
     "download": {"components.py", "runtime/networks.py"},
     "build": {"onnx/graph.py", *TIMING},
@@ -80,8 +84,9 @@ def imports_of(path: Path) -> set[str]:
     """The modules of the library that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diffusion_engines"):
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
@@ -133,22 +138,31 @@ def test_the_code_of_a_stage_is_among_its_dependencies(name: str) -> None:
     assert not missing
 
 
-# What a backend imports to load engines, which builds do not.
-LOADING = {
-    "backends/plans/refitting.py",
-    "backends/plans/running.py",
-    "backends/plans/torchscript.py",
-    "onnx/graph.py",
-}
+def covered(path: str, name: str, stage: str) -> bool:
+    """Whether a stage that uses a backend depends on a file or folder."""
+    deps = (dep.replace("${item.backend}", name) for dep in definition(stage)["deps"])
+    return any(path == dep or path.startswith(f"{dep}/") for dep in deps)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", backend_names())
 def test_the_code_of_a_backend_is_among_the_dependencies_of_build(name: str) -> None:
-    deps = definition("build")["deps"]
-    assert "src/diffusion_engines/backends/${item.backend}.py" in deps
-    assert "src/diffusion_engines/backends/${item.backend}.py" in definition("wrap")["deps"]
-    needed = closure(LIBRARY / "backends" / f"{name}.py") - CHECKS - LOADING - MACHINE - TIMING
-    assert {f"src/diffusion_engines/{module}" for module in needed} <= set(deps)
+    declared = backend(name)
+    assert covered(declared.code, name, "build")
+    assert covered(declared.shared, name, "build")
+    own = [ROOT / declared.code, ROOT / declared.shared]
+    files = [file for path in own for file in (path.rglob("*.py") if path.is_dir() else [path])]
+    needed = set().union(*(closure(file) for file in files)) - CHECKS - MACHINE - TIMING
+    # The package's declaration and schema: what a target says is tracked as parameters.
+    needed -= {f"backends/{part}.py" for part in (f"{name}/__init__", f"{name}/settings")}
+    needed -= {"backends/nvidia/settings.py"}
+    assert needed <= {file.relative_to(LIBRARY).as_posix() for file in files}
+
+
+@pytest.mark.parametrize("name", backend_names())
+def test_the_code_that_wraps_is_among_the_dependencies_of_wrap(name: str) -> None:
+    code = backend(name).wrap_code
+    # What only declares writes nothing.
+    assert covered(code, name, "wrap") or code.endswith("backends/base.py")
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -6,6 +6,7 @@ Says that the stages, their caching and their records fit together; nothing abou
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,24 +30,45 @@ targets: {a10: {torchscript: false}}
 measure: {}
 timing: {a10: {}}
 """
-A10 = """\
+MIXED_FLEET = """\
+# @package _global_
+# The VAE decoder for an H100 and for any CPU; for tests.
+defaults:
+  - /target@targets.cpu: cpu
+  - /target@targets.h100: h100
+exports:
+  vae_decoder-fp16: {component: vae_decoder, weights: vae, precision: fp16}
+  vae_decoder-fp32: {component: vae_decoder, weights: vae, precision: fp32}
+engines:
+  cpu-vae_decoder: {target: cpu, backend: onnxruntime, component: vae_decoder, precision: fp32}
+  h100-vae_decoder: {target: h100, backend: tensorrt, component: vae_decoder, precision: fp16}
+targets: {h100: {torchscript: false}}
+measure: {}
+"""
+GPU = """\
 from diffusion_engines.backends import gpus
-gpus.find_gpu = lambda: gpus.Gpu("NVIDIA A10", "8.6")
+gpus.find_gpu = lambda: gpus.Gpu({name!r}, {capability!r})
 """
 
 
-@pytest.fixture
-def a10(tmp_path: Path) -> dict[str, str]:
-    """The environment of a machine that looks like one with an A10."""
+def machine_with(tmp_path: Path, name: str, capability: str) -> dict[str, str]:
+    """The environment of a machine that looks like one with a GPU."""
     install(tmp_path / "bin", "trtexec")
     install(tmp_path / "bin", "nvidia-smi", "print('575.57.08')\n")
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(A10)
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        GPU.format(name=name, capability=capability)
+    )
     return {
         "PATH": f"{tmp_path / 'bin'}:{environment()['PATH']}",
         "PYTHONPATH": f"src:{tmp_path / 'site'}",
         "TRTEXEC_DOUBLE_RELEASE": "10.16",
     }
+
+
+@pytest.fixture
+def a10(tmp_path: Path) -> dict[str, str]:
+    return machine_with(tmp_path, "NVIDIA A10", "8.6")
 
 
 def test_timing_caches_and_records_outlive_the_machine(tmp_path: Path, a10: dict[str, str]) -> None:
@@ -102,3 +124,37 @@ def test_timing_caches_and_records_outlive_the_machine(tmp_path: Path, a10: dict
     assert done.status == 1
     assert "library tensorrt is not installed here" in done.output
     assert "Traceback" not in done.output
+
+
+def test_a_machine_builds_what_it_can_and_names_what_waits(tmp_path: Path) -> None:
+    clone = make_clone(tmp_path / "clone")
+    (clone.path / "conf/fleet/small.yaml").write_text(MIXED_FLEET)
+    h100 = machine_with(tmp_path, "NVIDIA H100 80GB HBM3", "9.0")
+    repro = [sys.executable, "-m", "diffusion_engines.repro"]
+    built = clone.run(*repro, env=h100)
+    assert {"build@h100-vae_decoder", "build@cpu-vae_decoder", "report"} <= built.built
+    clone.commit("built on both")
+
+    # A laptop: what it cannot build is there, and nothing waits for anything.
+    assert clone.run(*repro).built == set()
+
+    changed = clone.run(*repro, "export.opset=20", check=False)
+    assert changed.status == 1
+    assert {"build@cpu-vae_decoder", "wrap@cpu-vae_decoder"} <= changed.built
+    assert not {"wrap@h100-vae_decoder", "report"} & changed.ran
+    said = changed.output.split("not for this machine")[1]
+    (row,) = [line for line in said.splitlines() if "H100" in line]
+    assert "h100" in row
+    assert "H100, compute capability 9.0" in row
+    assert "build@h100-vae_decoder" in row
+    (stale,) = [line for line in said.splitlines() if line.startswith("Stale")]
+    assert "wrap@h100-vae_decoder" in stale
+    assert "report" in stale
+    assert "cpu" not in stale
+    assert "Traceback" not in changed.output
+
+    # The record stays for the machine that it is of, which builds the rest.
+    clone.run("git", "diff", "--exit-code", "artifacts/fingerprints")
+    done = clone.run(*repro, "export.opset=20", env=h100)
+    assert {"build@h100-vae_decoder", "wrap@h100-vae_decoder", "report"} <= done.built
+    assert not {"build@cpu-vae_decoder", "export@vae_decoder-fp16"} & done.built

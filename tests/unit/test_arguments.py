@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -31,7 +33,7 @@ def test_a_prompt_arrives_as_it_was_typed(prompt: str) -> None:
     given = arguments(f"prompt={prompt}", f"negative_prompt={prompt}")
     overrides = OverridesParser.create().parse_overrides(given)
     values = {o.get_key_element(): o.value() for o in overrides}
-    config = OmegaConf.to_container(OmegaConf.create({"seed": 1, **values}))  # as a stage does
+    config: Any = OmegaConf.to_container(OmegaConf.create({"seed": 1, **values}))  # as a stage does
     assert config["generate.prompts"] == [prompt]
     assert config["generate.negative_prompt"] == prompt
 

@@ -33,6 +33,38 @@ def edited(params: dict[str, Any], change: Callable[[dict[str, Any]], object]) -
     return changed
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "validate.components.unet.fp16.rel_l2",
+        "validate.components.unet.fp16.max_abs",
+        "validate.components.unet.fp16.cosine",
+        "validate.latents.fp16.rel_l2",
+        "validate.latents.fp16.cosine",
+        "validate.images.fp16.psnr",
+        "validate.images.fp16.ssim",
+        "simplify.rel_l2.fp16",
+        "quantize.int8.rel_l2",
+        "quantize.fp16-mixed.rel_l2",
+        "quantize.fp16-mixed.largest",
+    ],
+)
+def test_a_tolerance_that_would_switch_its_gate_off_is_refused(
+    params: dict[str, Any], key: str, value: float
+) -> None:
+    *folders, name = key.split(".")
+
+    def change(sections: dict[str, Any]) -> None:
+        for folder in folders:
+            sections = sections[folder]
+        assert name in sections
+        sections[name] = value
+
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        params_from_config(edited(params, change))
+
+
 def test_the_committed_params_are_what_conf_composes_to(tmp_path: Path) -> None:
     for folder in ("conf", "hydra_plugins"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__py*"))
@@ -59,7 +91,15 @@ def test_the_committed_params_are_what_conf_composes_to(tmp_path: Path) -> None:
             lambda p: p["targets"]["rtx"]["build"].update(foo=1),
             ["targets.rtx.build.foo: unknown key", "conf/build/"],
         ),
-        (lambda p: p["targets"]["cpu"].update(backend="foo"), ["targets.cpu", "foo"]),
+        (
+            lambda p: p["targets"]["cpu"].update(backend="foo"),
+            [
+                "targets.cpu.backend: no such backend, there are onnxruntime, tensorrt, ",
+                "found 'foo' (conf/target/cpu.yaml)",
+            ],
+        ),
+        (lambda p: p["targets"]["cpu"].pop("backend"), ["targets.cpu.backend: missing"]),
+        (lambda p: p["targets"].update(cpu=3), ["targets.cpu: input should be an object"]),
         (lambda p: p["image"].update(height=100), ["image.height", "multiple of 8"]),
         (lambda p: p.pop("simplify"), ["simplify: missing"]),
         (

@@ -285,9 +285,12 @@ def old_gpu_in_bf16(params: dict[str, Any]) -> None:
         (a10(exclude_lean_runtime=True), "build.exclude_lean_runtime: only a plan with"),
         (a10(weights="stripped"), "targets.a10.torchscript: a TorchScript file has no way"),
         (a10(version_compatible=True), "torch-tensorrt does not let a plan run the runtime"),
-        (a10(timing_cache=False), "timing.a10: expected a TensorRT target"),
-        (lambda p: p["timing"].update(h100={}), "timing.h100: expected a TensorRT target"),
-        (old_gpu_in_bf16, "bf16 needs compute capability 8.0 or later, targets.a10 has 7.5"),
+        (a10(timing_cache=False), "timing.a10: expected a target with engines"),
+        (lambda p: p["timing"].update(h100={}), "timing.h100: expected a target with engines"),
+        (
+            old_gpu_in_bf16,
+            "targets.a10.compute_capability: bf16 needs compute capability 8.0 or later, found 7.5",
+        ),
     ],
 )
 def test_what_no_gpu_can_do_is_refused_before_it_starts(

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from types import ModuleType
+from typing import Any
 
 import onnx
 import pytest
@@ -17,10 +18,9 @@ import yaml
 from onnx import numpy_helper
 
 from diffusion_engines.backends import backend
+from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
 from diffusion_engines.config import (
     Image,
-    OnnxRuntimeBuild,
-    OnnxRuntimeTarget,
     QuantizedItem,
     params_from_config,
 )
@@ -38,7 +38,7 @@ from diffusion_engines.runtime.bundle import load_bundle, wrap_engine
 from diffusion_engines.runtime.recording import Recorder
 from diffusion_engines.weights.fuse import fuse_loras
 from diffusion_engines.weights.lora import read_lora
-from tests.conftest import ROOT, load
+from tests.conftest import ROOT, graph_of, load
 
 LEMON = ROOT / "models" / "lemon"
 PROMPT = "A big banana leaf with lemons in front of it"
@@ -61,7 +61,7 @@ def networks(weights: Path = LEMON) -> dict[str, TorchNetwork]:
 @pytest.fixture(scope="module")
 def drawn() -> tuple[torch.Tensor, Recorder]:
     """The picture of the prompt, (3, 128, 128), and the calls of the UNet that made it."""
-    loaded: dict[str, sampling.Network] = dict(networks())
+    loaded: dict[str, Any] = dict(networks())
     recorder = Recorder(loaded["unet"])
     loaded["unet"] = recorder
     model = sampling.load_model(LEMON)
@@ -112,7 +112,7 @@ def test_held_out_combinations_are_in_no_training_caption(scenes: ModuleType) ->
 def test_a_drawing_shows_what_its_scene_says(scenes: ModuleType) -> None:
     import drawing
 
-    base = {"kind": "apple", "anchor": "none", "relation": "none", "size": "medium"}
+    base: dict[str, Any] = {"kind": "apple", "anchor": "none", "relation": "none", "size": "medium"}
     base |= {"surface": "plain", "wall": "white", "bowl": "white", "seed": 3}
     red = [drawing.draw(scenes.Scene(colour="red", count=n, **base)) for n in (1, 2, 3)]
     blue = drawing.draw(scenes.Scene(colour="blue", count=1, **base))
@@ -134,9 +134,10 @@ def test_it_draws_lemons_in_front_of_a_leaf(drawn: tuple[torch.Tensor, Recorder]
 
 def test_its_lora_draws_the_same_in_blue_ink(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(LEMON, tmp_path / "weights"))
-    architecture = json.loads((LEMON / "unet/config.json").read_text())
-    fuse_loras([read_lora(ROOT / "loras", "ink.safetensors", 1.0, architecture)], folder)
     model = sampling.load_model(folder)
+    unet = model.configs["unet"]
+    lora = read_lora(ROOT / "loras", "ink.safetensors", 1.0, model.family, unet)
+    fuse_loras([lora], folder)
     noise = sampling.initial_latents(model, SETTINGS, [42])
     red, _, blue = sampling.sample(networks(folder), model, SETTINGS, [PROMPT], noise).images[0]
     # Blue all over, and the leaf, dark, where it was.
@@ -195,7 +196,7 @@ def engine_of(graph: Path, folder: Path, damage: Damage | None) -> torch.nn.Modu
     target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
     module = backend("onnxruntime")
     specs = [asdict(value) for value in load(LEMON, "unet", image=IMAGE).inputs]
-    result = module.build(folder / "graph" / MODEL, folder / "engine", target, specs, "fp32")
+    result = module.build(graph_of(folder / "graph" / MODEL, specs), folder / "engine", target)
     info = {
         "name": "cpu-unet",
         "component": "unet",

@@ -14,12 +14,10 @@ import yaml
 
 from diffusion_engines import load_pipeline
 from diffusion_engines.backends import backend
+from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
+from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXBuild, TensorRTRTXTarget
 from diffusion_engines.config import (
     Image,
-    OnnxRuntimeBuild,
-    OnnxRuntimeTarget,
-    TensorRTRTXBuild,
-    TensorRTRTXTarget,
     params_from_config,
 )
 from diffusion_engines.errors import ConfigError, ShapeError
@@ -35,7 +33,7 @@ from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.networks import example_inputs
 from diffusion_engines.runtime.recording import record_reference, recorded_calls
 from diffusion_engines.weights.sources import check_architecture
-from tests.conftest import ROOT, load, write_bundles
+from tests.conftest import ROOT, graph_of, load, write_bundles
 from tests.models import MODELS, section, small_image, write_reduced_weights
 
 PROMPT = "A big banana leaf with lemons in front of it"
@@ -111,7 +109,7 @@ def test_a_component_is_exported_simplified_built_and_computes_what_pytorch_does
     inputs = [asdict(value) for value in loaded.inputs]
 
     onnxruntime = backend("onnxruntime")
-    result = onnxruntime.build(graph, tmp_path / "ort", CPU, inputs, precision)
+    result = onnxruntime.build(graph_of(graph, inputs, precision, component), tmp_path / "ort", CPU)
     manifest = {"engine": result.engine, "fingerprint": onnxruntime.fingerprint(CPU)}
     engine = onnxruntime.load(tmp_path / "ort", manifest, "cpu")
     tensors = example_inputs(loaded.inputs, "fp32", vocabulary=loaded.vocabulary, seed=1)
@@ -125,7 +123,9 @@ def test_a_component_is_exported_simplified_built_and_computes_what_pytorch_does
         assert difference.rel_l2 > 1e-5  # it is fp16 that was compared
 
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
-    built = backend("tensorrt_rtx").build(graph, tmp_path / "rtx", ADA, inputs, precision)
+    built = backend("tensorrt_rtx").build(
+        graph_of(graph, inputs, precision, component), tmp_path / "rtx", ADA
+    )
     assert (tmp_path / "rtx" / built.engine).stat().st_size > 50_000
     assert built.precisions[precision] >= 0.75 * sum(built.precisions.values())
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import pytest
 import yaml
 
 from diffusion_engines import config
-from diffusion_engines.errors import ConfigError
-from diffusion_engines.files import new_folder
+from diffusion_engines.errors import ConfigError, HardwareError
+from diffusion_engines.failures import Failure, read_failures
+from diffusion_engines.files import new_folder, write_manifest
 from diffusion_engines.stage import _run, config_from_mapping
 from tests.conftest import ROOT
+from tests.waiting import is_gone, wait_for
 
 STAGES = sorted((ROOT / "stages").glob("*.py"))
 
@@ -138,3 +142,182 @@ def test_a_stage_leaves_no_litter() -> None:
     before = set(ROOT.iterdir())
     run_script(ROOT / "stages/build.py", "--cfg", "job")
     assert set(ROOT.iterdir()) - before == set()
+
+
+def edit_params(old: str, new: str) -> None:
+    path = Path("params.yaml")
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    export: config.Export
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of a stage, with params.yaml in it."""
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_stage_whose_parameters_changed_meanwhile_fails(folder: Path) -> None:
+    def main(cfg: ExportConfig) -> None:
+        edit_params("opset: 18", "opset: 20")
+
+    with pytest.raises(SystemExit) as raised:
+        _run(main, "export", params(), params())
+    assert "params.yaml changed while this stage ran" in str(raised.value.code)
+    assert "export.opset: 18 → 20" in str(raised.value.code)
+
+
+def test_parameters_of_others_may_change_under_a_stage(folder: Path) -> None:
+    def main(cfg: ExportConfig) -> None:
+        edit_params("skipped_optimizers: []", "skipped_optimizers: [fuse_qkv]")
+
+    _run(main, "export", params(), params())
+
+
+def test_a_stage_that_sees_all_parameters_compares_all(folder: Path) -> None:
+    @dataclass(frozen=True)
+    class All:
+        params: dict
+
+    def main(cfg: All) -> None:
+        edit_params("conf_digest: ", "conf_digest: x")
+
+    main.__annotations__["cfg"] = All
+    with pytest.raises(SystemExit, match="conf_digest: "):
+        _run(main, "check_conf", params(), params())
+
+
+def test_an_override_by_hand_is_no_change(folder: Path) -> None:
+    def main(cfg: ExportConfig) -> None:
+        assert cfg.export.opset == 20
+
+    given = params()
+    given["export"]["opset"] = 20
+    _run(main, "export", given, params())
+
+
+def test_a_failure_is_left_for_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFUSION_ENGINES_FAILURES", str(tmp_path))
+    monkeypatch.setenv("DVC_STAGE", "build@cpu-unet")
+
+    def refuse(cfg: Nothing) -> None:
+        raise HardwareError("no such GPU", expected="H100", found="none", fix="take another")
+
+    given = {"engine": "cpu-unet", "engines": {"cpu-unet": {"target": "cpu"}}}
+    with pytest.raises(SystemExit) as raised:
+        _run(refuse, "build", given)
+    assert raised.value.code == "\nbuild failed: no such GPU"  # the rest is said at the end
+    (failure,) = read_failures(tmp_path)
+    assert failure == Failure(
+        "build@cpu-unet", "cpu", "HardwareError", "no such GPU", "H100", "none", "take another"
+    )
+    assert failure.waits_for_hardware
+
+    def surprise(cfg: Nothing) -> None:
+        raise RuntimeError("surprise")
+
+    with pytest.raises(RuntimeError):
+        _run(surprise, "build", given)
+    (failure,) = read_failures(tmp_path)
+    assert failure.problem == "RuntimeError: surprise (its traceback stands above)"
+    assert not failure.waits_for_hardware
+
+    def succeed(cfg: Nothing) -> None:
+        (failure,) = read_failures(tmp_path)
+        assert "ended without a word" in failure.problem  # were it killed now
+
+    _run(succeed, "build", given)
+    assert read_failures(tmp_path) == []
+
+
+def graph(folder: Path) -> None:
+    """Write an exported graph as the stage `export` does, of one operator."""
+    folder.mkdir(parents=True)
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[2,3] input_0) => (float[2,3] output_0)'
+        " { output_0 = Relu (input_0) }"
+    )
+    onnx.save(model, folder / "model.onnx")
+    write_manifest(folder, "onnx", {"opset": 18, "versions": {}})
+
+
+def test_simplify_leaves_the_terminal_to_what_matters(tmp_path: Path) -> None:
+    """onnxsim's extension reports what it calls leaks if Python does not clean up at its end."""
+    (tmp_path / "stages").mkdir()
+    script = Path(shutil.copy(ROOT / "stages/simplify.py", tmp_path / "stages"))
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    exported = tmp_path / "artifacts/exports/unet-fp32"
+    graph(exported)
+    done = run_script(script, "onnx=unet-fp32")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "artifacts/onnx/unet-fp32/manifest.json").is_file()
+    assert done.stderr == ""
+    (exported / "model.onnx").write_bytes(b"garbage")
+    write_manifest(exported, "onnx", {"opset": 18, "versions": {}})
+    failed = run_script(script, "onnx=unet-fp32")
+    assert failed.returncode == 1
+    assert "onnxsim could not simplify" in failed.stderr
+    assert "leaked" not in failed.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
+@pytest.mark.parametrize("under_dvc", [True, False])
+def test_a_stage_ends_with_its_parent_under_dvc_alone(tmp_path: Path, under_dvc: bool) -> None:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "stages/slow.py").write_text(
+        "import os, time\n"
+        "from dataclasses import dataclass\n"
+        "from pathlib import Path\n"
+        "from diffusion_engines.stage import stage\n"
+        "@dataclass(frozen=True)\n"
+        "class Config: pass\n"
+        "@stage\n"
+        "def main(cfg: Config) -> None:\n"
+        "    Path('pid').write_text(str(os.getpid()))\n"
+        "    time.sleep(4)\n"
+        "    Path('ended').touch()\n"
+        "main()\n"
+    )
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import os, subprocess, sys; from pathlib import Path\n"
+            "from tests.unit.test_runs import record\n"
+            "record(Path(sys.argv[1]), os.getpid())\n"
+            "subprocess.run([sys.executable, sys.argv[1] + '/stages/slow.py'])\n",
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        env=os.environ | ({"DVC_STAGE": "slow"} if under_dvc else {}),
+    )
+    pid = tmp_path / "pid"
+    assert wait_for(lambda: pid.exists() and pid.read_text())
+    parent.kill()
+    parent.wait()
+    assert wait_for(lambda: is_gone(int(pid.read_text())))
+    assert (tmp_path / "ended").exists() != under_dvc
+
+
+def test_an_orphan_does_no_work(tmp_path: Path) -> None:
+    """dvc was killed while the script was loading: a process that runs no stage has adopted it."""
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    script = Path(shutil.copy(ROOT / "stages/simplify.py", tmp_path / "stages"))
+    done = subprocess.run(
+        [sys.executable, script, "onnx=unet-fp32"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"DVC_STAGE": "simplify@unet-fp32"},
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == "dvc was killed"

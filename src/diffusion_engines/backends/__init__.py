@@ -1,58 +1,84 @@
-"""What builds and runs engines: one module per backend, imported only when it is used.
+"""What builds and runs engines: one package per backend, found and imported when it is asked for.
 
-Each module has the same functions and one constant::
-
-    PRECISIONS: tuple[str, ...]
-    fingerprint(target) -> dict        # raises HardwareError where it cannot build
-    wrap_fingerprint(target) -> dict   # what wrap depends on beyond the engine
-    build(onnx, folder, target, inputs, precision) -> BuildResult
-    wrap(folder, manifest) -> dict     # adds to a bundle; returns what loading that depends on
-    load(folder, manifest, device, cuda_graph=False) -> torch.nn.Module
-    check_loadable(manifest) -> None   # raises FingerprintError before anything is deserialized
+A package of this folder that declares ``BACKEND`` is a backend (``base.Backend`` says what that
+is); so is what others register as an entry point of the group ``diffusion_engines.backends``.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-import importlib.metadata
 import importlib.util
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import pkgutil
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any, cast
 
+from diffusion_engines.backends.base import Backend, Target
 from diffusion_engines.errors import BuildError, ConfigError, HardwareError
 
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+ENTRY_POINTS = "diffusion_engines.backends"
 
 
-@dataclass(frozen=True)
-class BuildResult:
-    """What a build leaves behind besides the engine's files.
+def backend(name: str) -> Backend[Target]:
+    """Return a backend by its name.
 
-    Attributes:
-        engine: name of the engine's main file in the folder.
-        builder: what built it, with its version.
-        log: what the builder printed.
-        layers: how many layers it took, by type.
-        precisions: how many of the graph's floating-point tensors have each dtype.
-    """
-
-    engine: str
-    builder: str
-    log: str
-    layers: dict[str, int]
-    precisions: dict[str, int]
-
-
-def backend(name: str) -> Any:
-    """Return a backend's module.
+    Its methods take the targets of its own schema: those whose ``backend`` is this name.
 
     Raises:
-        ConfigError: there is no such backend.
+        ConfigError: there is no such backend, or a third party's cannot be imported.
     """
-    if name not in BACKENDS:
-        raise ConfigError(f"no such backend: {name}", expected=", ".join(BACKENDS), found=name)
-    return importlib.import_module(f"diffusion_engines.backends.{name}")
+    if name in (own := _own_backends()):
+        return own[name]
+    for entry in metadata.entry_points(group=ENTRY_POINTS, name=name):
+        return _third_party(entry)
+    raise ConfigError(f"no such backend: {name}", expected=", ".join(backend_names()), found=name)
+
+
+def backend_names() -> tuple[str, ...]:
+    """Return the names of all backends, third parties' included."""
+    others = {entry.name for entry in metadata.entry_points(group=ENTRY_POINTS)}
+    return tuple(sorted({*_own_backends(), *others}))
+
+
+@functools.cache
+def _own_backends() -> Mapping[str, Backend[Target]]:
+    packages = (
+        importlib.import_module(f"{__name__}.{found.name}")
+        for found in pkgutil.iter_modules(__path__)
+        if found.ispkg
+    )
+    declared = (package.BACKEND for package in packages if hasattr(package, "BACKEND"))
+    return {found.name: found for found in declared}
+
+
+def _third_party(entry: metadata.EntryPoint) -> Backend[Target]:
+    package = entry.dist.name if entry.dist else entry.module
+    version = entry.dist.version if entry.dist else "unknown"
+    try:
+        found = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"the backend {entry.name} of {package} {version} cannot be imported",
+            expected=f"{entry.value}, as its entry point says",
+            found=f"{type(error).__name__}: {error}",
+            fix=f"install {package} again, or another version of it",
+        ) from error
+    return cast("Backend[Target]", _ThirdParty(found, package, version))
+
+
+class _ThirdParty:
+    """A backend whose code is not in this repository: its version is a part of fingerprints."""
+
+    def __init__(self, found: Backend[Target], package: str, version: str) -> None:
+        self._found = found
+        self._package = {"package": package, "package_version": version}
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._found, name)
+
+    def fingerprint(self, target: Target) -> Mapping[str, object]:
+        return {**self._found.fingerprint(target), **self._package}
 
 
 def require(module: str, install: str) -> Any:
@@ -82,28 +108,10 @@ def require(module: str, install: str) -> Any:
 
 def check_precision(name: str, precision: str, backend_name: str) -> None:
     """Raise BuildError where a backend does not have the precision of an engine."""
-    if precision not in (known := backend(backend_name).PRECISIONS):
+    if precision not in (known := backend(backend_name).precisions):
         raise BuildError(
             f"engines.{name}.precision: the backend {backend_name} has no {precision}",
             expected=", ".join(known),
             found=precision,
             fix="choose another precision in conf/fleet/, or another target",
-        )
-
-
-def check_dtypes(onnx: Path, precision: str, found: dict[str, int]) -> None:
-    """Raise BuildError where an "fp16" engine runs in fp32, which builders do without a word.
-
-    Of a quantized graph, only the layers that were not kept in its source's precision have the
-    lower one, so that any will do; that they are those asked for, the stage `quantize` checks.
-    """
-    dtype = "fp16" if precision == "fp16-mixed" else precision
-    quantized = precision in ("int8", "fp8", "fp16-mixed")
-    needed = 0 if quantized else sum(found.values()) / 2
-    if found.get(dtype, 0) <= needed:
-        raise BuildError(
-            f"the engine of {onnx} is not what was asked for",
-            expected=f"{'some' if quantized else 'mostly'} {dtype}",
-            found=", ".join(f"{count} × {dtype}" for dtype, count in sorted(found.items())),
-            fix="look at the export: the precision is a property of the graph",
         )

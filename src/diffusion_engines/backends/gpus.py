@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from diffusion_engines.errors import HardwareError
+from diffusion_engines.precisions import PRECISIONS
 
 # Of the GPUs that conf/target/ names. `tests/unit/backends/test_gpus.py` compares the two.
 CAPABILITIES = {"A10": "8.6", "L4": "8.9", "A100": "8.0", "H100": "9.0", "H200": "9.0"}
-# https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 # The targets that build for the GPUs of a compute capability with TensorRT-RTX.
 RTX_TARGETS = {"8.6": ("rtx",), "8.9": ("rtx40", "rtx"), "12.0": ("rtx50", "rtx")}
 
@@ -42,6 +42,23 @@ def find_gpu() -> Gpu | None:
         return None
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
     return Gpu(torch.cuda.get_device_name(), capability)
+
+
+def any_gpu() -> Gpu:
+    """Return the GPU that PyTorch uses.
+
+    Raises:
+        HardwareError: it sees none.
+    """
+    gpu = find_gpu()
+    if gpu is None:
+        raise HardwareError(
+            "no CUDA GPU",
+            expected="a GPU that PyTorch sees",
+            found="none",
+            fix="check nvidia-smi; in a container, start it with `--gpus all`",
+        )
+    return gpu
 
 
 def driver_branch() -> str:
@@ -75,3 +92,12 @@ def targets_for(gpu: Gpu) -> str:
         f"no target in conf/target/ is for a {gpu.name}: copy a10.yaml there and set\n"
         f"compute_capability '{gpu.capability}', or take the backend onnxruntime"
     )
+
+
+def lacking(capability: str, precisions: Collection[str]) -> list[str]:
+    """Say which precisions the GPUs of a compute capability have no tensor cores for."""
+    return [
+        f"{name} needs compute capability {since} or later, found {capability}"
+        for name in sorted(precisions)
+        if float(capability) < (since := PRECISIONS[name].capability)
+    ]

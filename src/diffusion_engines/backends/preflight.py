@@ -9,28 +9,32 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
-from diffusion_engines.backends.gpus import Gpu, find_gpu, targets_for
+from diffusion_engines.backends import gpus
+from diffusion_engines.backends.base import Manifest
+from diffusion_engines.backends.gpus import Gpu
 from diffusion_engines.errors import FingerprintError, HardwareError, IntegrityError
 
+V = TypeVar("V")
 
-def recorded(manifest: Mapping[str, Any], *path: str) -> Any:
-    """Return a value of the manifest.
+
+def recorded(manifest: Manifest, path: str, kind: type[V]) -> V:
+    """Return a value of the manifest, e.g. the ``str`` at ``fingerprint.gpu``.
 
     Raises:
-        IntegrityError: it is not there, so that nothing can be compared with it.
+        IntegrityError: it is not there, or not of that kind: nothing can be compared with it.
     """
-    value: Any = manifest
-    for key in path:
-        if not isinstance(value, Mapping) or key not in value:
-            raise IntegrityError(
-                f"the manifest of {manifest.get('name', 'an engine')} is incomplete",
-                expected=".".join(path),
-                found="nothing there",
-                fix="build and wrap the engine again with this version of diffusion-engines",
-            )
-        value = value[key]
+    value: object = manifest
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if not isinstance(value, kind):
+        raise IntegrityError(
+            f"the manifest of {manifest.get('name', 'an engine')} is incomplete",
+            expected=f"{path}: {kind.__name__}",
+            found="nothing there" if value is None else repr(value),
+            fix="build and wrap the engine again with this version of diffusion-engines",
+        )
     return value
 
 
@@ -39,9 +43,9 @@ def platform_name() -> str:
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
-def check_platform(manifest: Mapping[str, Any]) -> None:
+def check_platform(manifest: Manifest) -> None:
     """Raise FingerprintError for an engine of another operating system or processor family."""
-    built = recorded(manifest, "fingerprint", "platform")
+    built = recorded(manifest, "fingerprint.platform", str)
     if built != (here := platform_name()):
         raise FingerprintError(
             f"the engine {manifest['name']} was built for another platform",
@@ -51,13 +55,13 @@ def check_platform(manifest: Mapping[str, Any]) -> None:
         )
 
 
-def require_gpu(manifest: Mapping[str, Any], needed: str) -> Gpu:
+def require_gpu(manifest: Manifest, needed: str) -> Gpu:
     """Return the GPU of this machine.
 
     Raises:
         HardwareError: there is none.
     """
-    gpu = find_gpu()
+    gpu = gpus.find_gpu()
     if gpu is None:
         raise HardwareError(
             f"the engine {manifest['name']} needs an NVIDIA GPU to run",
@@ -68,16 +72,16 @@ def require_gpu(manifest: Mapping[str, Any], needed: str) -> Gpu:
     return gpu
 
 
-def foreign_gpu(manifest: Mapping[str, Any], expected: str, gpu: Gpu, hint: str = "") -> Exception:
+def foreign_gpu(manifest: Manifest, expected: str, gpu: Gpu, hint: str = "") -> Exception:
     """Return the exception for an engine of another GPU."""
     return FingerprintError(
         f"the engine {manifest['name']} was built for another GPU",
         expected=expected,
         found=str(gpu),
-        fix=targets_for(gpu) + (f"\n{hint}" if hint else ""),
+        fix=gpus.targets_for(gpu) + (f"\n{hint}" if hint else ""),
     )
 
 
-def rebuild(manifest: Mapping[str, Any]) -> str:
+def rebuild(manifest: Manifest) -> str:
     """Return the command that builds an engine again."""
     return f"`dvc repro build@{manifest['name']}`"

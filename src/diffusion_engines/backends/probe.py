@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from diffusion_engines.backends import backend
-from diffusion_engines.config import Target
+from diffusion_engines.backends.base import Target
 from diffusion_engines.errors import HardwareError
 from diffusion_engines.files import read_json, write_json
 

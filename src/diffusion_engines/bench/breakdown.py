@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -54,8 +53,3 @@ def summarize(runs: Sequence[Timings]) -> dict[str, dict[str, float]]:
     table = {phase: distribution([row[phase] for row in phases]) for phase in PHASES}
     table["denoiser_call"] = distribution([s * 1e3 for run in runs for s in run.denoiser])
     return table
-
-
-def rows(runner: str, summary: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """Return a summary as rows of a table, for DVC's plots."""
-    return [{"runner": runner, "phase": phase, **values} for phase, values in summary.items()]

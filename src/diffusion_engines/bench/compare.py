@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from diffusion_engines import layout
-from diffusion_engines.bench.breakdown import rows, summarize
-from diffusion_engines.bench.memory import peak_memory_of
-from diffusion_engines.config import Baseline, Benchmark, Image
-from diffusion_engines.errors import HardwareError
+from diffusion_engines import config
+from diffusion_engines.bench.breakdown import summarize
+from diffusion_engines.bench.memory import PeakMemory, peak_memory_of
+from diffusion_engines.bench.results import ENGINES, Benchmark
+from diffusion_engines.errors import ConfigError, HardwareError
 from diffusion_engines.families.base import Network
-from diffusion_engines.files import read_json, write_json, write_table
 from diffusion_engines.layout import Workspace
 from diffusion_engines.progress import progress, step
 from diffusion_engines.runtime.assemble import target_networks, torch_networks
@@ -26,139 +24,158 @@ from diffusion_engines.runtime.sampling import (
     sample,
 )
 
-# The runner that is no baseline.
-ENGINES = "engines"
+# What loads the networks of a runner.
+Maker = Callable[[], dict[str, Network]]
 
 
 def benchmark_target(
     target: str,
     components: Mapping[str, str],
-    benchmark: Benchmark,
-    image: Image,
-    folder: Path,
-    metrics: Path,
-    plot: Path,
+    settings: config.Benchmark,
+    image: config.Image,
+    workspace: Workspace,
+    machine: Mapping[str, Any],
     *,
     device: str,
-) -> None:
-    """Write latencies by phase, peak memory and throughput of engines and of every baseline.
+) -> Benchmark:
+    """Measure latencies by phase, peak memory and throughput of engines and of every baseline.
 
     They take turns, run by run, so that a machine that slows down slows all of them.
 
     Args:
         target: whose bundles.
         components: those that have an engine, with their precisions.
-        benchmark: prompt, steps, repeats, baselines.
+        settings: prompt, steps, repeats, baselines.
         image: size and batch.
-        folder: gets ``benchmark.json``.
-        metrics: gets the medians.
-        plot: gets the latencies by phase as a table.
+        workspace: has the bundles, and weights of what has no engine.
+        machine: this one, which the result carries.
         device: where the networks run.
 
     Raises:
+        ConfigError: a baseline has the engines' name.
         HardwareError: autocast is asked for where it does not exist.
-        IntegrityError: the machine was not probed.
     """
-    if not device.startswith("cuda"):
-        for name, baseline in benchmark.baselines.items():
-            if baseline.autocast:
-                raise HardwareError(
-                    f"benchmark.baselines.{name}.autocast is for CUDA",
-                    expected="cuda",
-                    found=device,
-                    fix="set it to false (conf/benchmark/), or measure a target with a GPU",
-                )
-    machine = read_json(layout.MACHINE)
-    makers: dict[str, Callable[[], dict[str, Network]]] = {
-        name: functools.partial(_torch_runner, baseline, device)
-        for name, baseline in benchmark.baselines.items()
+    _check_baselines(settings, device)
+    makers = _makers(target, components, settings, workspace, device)
+    run = functools.partial(
+        _sample_once, settings=settings, image=image, weights=workspace.weights, device=device
+    )
+    latency = {name: summarize(timings) for name, timings in _time(makers, run, settings).items()}
+    memory: dict[str, PeakMemory] = {}
+    for name, make in makers.items():
+        with step(f"peak memory of {name}"):
+            memory[name] = peak_memory_of(_make_and_run, make, run, gpu=device != "cpu")
+    return Benchmark(
+        target=target,
+        runners=tuple(makers),
+        labels={name: baseline.label for name, baseline in settings.baselines.items()}
+        | {ENGINES: f"engines, {target}"},
+        latency=latency,
+        memory=memory,
+        images_per_second={
+            name: image.batch_size * 1e3 / phases["total"]["median_ms"]
+            for name, phases in latency.items()
+        },
+        machine=machine,
+        components=components,
+        settings=settings,
+    )
+
+
+def _check_baselines(settings: config.Benchmark, device: str) -> None:
+    if ENGINES in settings.baselines:
+        raise ConfigError(
+            f"benchmark.baselines.{ENGINES}: this is the name of what baselines are compared with",
+            fix="give the baseline another name (conf/benchmark/)",
+        )
+    for name, baseline in settings.baselines.items():
+        if baseline.autocast and not device.startswith("cuda"):
+            raise HardwareError(
+                f"benchmark.baselines.{name}.autocast is for CUDA",
+                expected="cuda",
+                found=device,
+                fix="set it to false (conf/benchmark/), or measure a target with a GPU",
+            )
+
+
+def _makers(
+    target: str,
+    components: Mapping[str, str],
+    settings: config.Benchmark,
+    workspace: Workspace,
+    device: str,
+) -> dict[str, Maker]:
+    """Return what loads each runner: the baselines in their order, then the engines."""
+    makers: dict[str, Maker] = {
+        name: functools.partial(_torch_runner, baseline, workspace.weights, device)
+        for name, baseline in settings.baselines.items()
     }
     # What has no engine runs in PyTorch, in the precision of the first baseline.
-    first, baseline = next(iter(benchmark.baselines.items()))
+    first = next(iter(settings.baselines.values()))
     makers[ENGINES] = functools.partial(
         target_networks,
-        Workspace(),
         target,
         dict(components),
         device,
-        torch_precision=baseline.precision,
+        workspace=workspace,
+        torch_precision=first.precision,
     )
-    runners = {name: make() for name, make in makers.items()}
-    runs: dict[str, list[Timings]] = {name: [] for name in runners}
-    with step(f"{benchmark.warmup} + {benchmark.repeats} runs of {benchmark.steps} steps, each"):
-        for index in progress(range(benchmark.warmup + benchmark.repeats), "benchmark"):
-            for name, networks in runners.items():
-                timings = _sample_once(networks, benchmark, image, device)
-                if index >= benchmark.warmup:
-                    runs[name].append(timings)
-    del runners, networks
-    memory = {}
-    for name, make in makers.items():
-        with step(f"peak memory of {name}"):
-            memory[name] = peak_memory_of(_sample_for_memory, make, benchmark, image, device)
-
-    summaries = {name: summarize(timings) for name, timings in runs.items()}
-    table = [row for name, summary in summaries.items() for row in rows(name, summary)]
-    write_table(plot, table)
-    total = {name: summary["total"]["median_ms"] for name, summary in summaries.items()}
-    call = {name: summary["denoiser_call"]["median_ms"] for name, summary in summaries.items()}
-    details: dict[str, Any] = {
-        # A list, because JSON's keys are sorted and the first is what speedups are over.
-        "runners": [[name, b.label] for name, b in benchmark.baselines.items()]
-        + [[ENGINES, f"engines, {target}"]],
-        "latency": summaries,
-        "memory": memory,
-        "images_per_second": {n: image.batch_size * 1e3 / value for n, value in total.items()},
-        "machine": machine,
-        "components": dict(components),
-        "settings": asdict(benchmark),
-    }
-    write_json(folder / "benchmark.json", details)
-    write_json(
-        metrics,
-        {
-            "total_ms": total[ENGINES],
-            "denoiser_ms": call[ENGINES],
-            "speedup": round(total[first] / total[ENGINES], 3),
-            "denoiser_speedup": round(call[first] / call[ENGINES], 3),
-            "peak_mb": round(memory[ENGINES]["gpu" if device != "cpu" else "resident"] / 1e6),
-        },
-    )
+    return makers
 
 
-def _torch_runner(baseline: Baseline, device: str) -> dict[str, Network]:
+def _torch_runner(baseline: config.Baseline, weights: Path, device: str) -> dict[str, Network]:
     return torch_networks(
         baseline.precision,
         device,
-        weights=Workspace().weights,
+        weights=weights,
         autocast=baseline.autocast,
         compile_mode=baseline.compile,
         channels_last=baseline.channels_last,
     )
 
 
+def _time(
+    makers: Mapping[str, Maker],
+    run: Callable[[Mapping[str, Network]], Timings],
+    settings: config.Benchmark,
+) -> dict[str, list[Timings]]:
+    """Return the timings of each runner's runs, without those that warm it up."""
+    runners = {name: make() for name, make in makers.items()}
+    runs: dict[str, list[Timings]] = {name: [] for name in runners}
+    with step(f"{settings.warmup} + {settings.repeats} runs of {settings.steps} steps, each"):
+        for index in progress(range(settings.warmup + settings.repeats), "benchmark"):
+            for name, networks in runners.items():
+                timings = run(networks)
+                if index >= settings.warmup:
+                    runs[name].append(timings)
+    return runs
+
+
 def _sample_once(
-    networks: Mapping[str, Network], benchmark: Benchmark, image: Image, device: str
+    networks: Mapping[str, Network],
+    *,
+    settings: config.Benchmark,
+    image: config.Image,
+    weights: Path,
+    device: str,
 ) -> Timings:
-    model = load_model(layout.WEIGHTS)
-    settings = Settings(
-        scheduler=benchmark.scheduler,
-        steps=benchmark.steps,
-        guidance_scale=benchmark.guidance_scale,
+    model = load_model(weights)
+    sampling = Settings(
+        scheduler=settings.scheduler,
+        steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
         height=image.height,
         width=image.width,
         vae_scale_factor=image.vae_scale_factor,
         guidance=image.guidance,
     )
-    seeds = [benchmark.seed + i for i in range(image.batch_size)]
-    noise = initial_latents(model, settings, seeds)
-    prompts = [benchmark.prompt] * image.batch_size
-    return sample(networks, model, settings, prompts, noise, seeds=seeds, device=device).timings
+    seeds = [settings.seed + i for i in range(image.batch_size)]
+    noise = initial_latents(model, sampling, seeds)
+    prompts = [settings.prompt] * image.batch_size
+    return sample(networks, model, sampling, prompts, noise, seeds=seeds, device=device).timings
 
 
-def _sample_for_memory(
-    make: Callable[[], dict[str, Network]], benchmark: Benchmark, image: Image, device: str
-) -> None:
+def _make_and_run(make: Maker, run: Callable[[Mapping[str, Network]], Timings]) -> None:
     networks = make()
     with step("sample once"):
-        _sample_once(networks, benchmark, image, device)
+        run(networks)

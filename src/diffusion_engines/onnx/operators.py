@@ -5,28 +5,14 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-
-@dataclass(frozen=True)
-class GraphStatistics:
-    """What one graph consists of.
-
-    ``macs`` are the multiply-accumulates of Conv, Gemm and MatMul in one call; None where a shape
-    is open. ``bytes`` count the graph file and its external data.
-    """
-
-    operators: dict[str, int]
-    nodes: int
-    bytes: int
-    macs: int | None
+from diffusion_engines.onnx.statistics import GraphStatistics, Simplification
 
 
 def graph_statistics(path: Path) -> GraphStatistics:
@@ -37,18 +23,13 @@ def graph_statistics(path: Path) -> GraphStatistics:
         operators=dict(sorted(operators.items())),
         nodes=len(model.graph.node),
         bytes=sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
-        macs=_macs(model, path),
+        macs=_macs(model),
     )
 
 
-def _macs(model: onnx.ModelProto, path: Path) -> int | None:
-    # Inferred on disk: in memory, shape inference would serialize the weights as well.
-    inferred = path.with_name(".inferred.onnx")
-    try:
-        onnx.shape_inference.infer_shapes_path(str(path), str(inferred), data_prop=True)
-        graph = onnx.load(inferred, load_external_data=False).graph
-    finally:
-        inferred.unlink(missing_ok=True)
+def _macs(model: onnx.ModelProto) -> int | None:
+    # The weights are external and not loaded; shapes do not depend on them.
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes: dict[str, list[int]] = {i.name: list(i.dims) for i in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
         shapes[value.name] = [
@@ -82,27 +63,19 @@ def _reduced(node: onnx.NodeProto, left: list[int], right: list[int]) -> int:
     return left[-1]
 
 
-def compare(before: GraphStatistics, after: GraphStatistics) -> dict[str, Any]:
-    """Return both statistics as plain data for a JSON file."""
-    return {"before": asdict(before), "after": asdict(after)}
-
-
-def render(before: GraphStatistics, after: GraphStatistics, title: str) -> str:
+def render(found: Simplification, title: str) -> str:
     """Return the comparison as a table of text, most frequent operators first."""
     table = Table(title=title)
     table.add_column("operator")
     for column in ("exported", "simplified"):
         table.add_column(column, justify="right")
-    names = sorted(
-        {*before.operators, *after.operators},
-        key=lambda name: (-after.operators.get(name, 0), -before.operators.get(name, 0), name),
-    )
-    for name in names:
-        table.add_row(name, str(before.operators.get(name, 0)), str(after.operators.get(name, 0)))
+    for name, *counts in found.rows():
+        table.add_row(name, *map(str, counts))
+    both = (found.before, found.after)
     table.add_section()
-    table.add_row("all operators", str(before.nodes), str(after.nodes))
-    table.add_row("megabytes", f"{before.bytes / 1e6:.1f}", f"{after.bytes / 1e6:.1f}")
-    table.add_row("giga MACs", *(_giga(statistics.macs) for statistics in (before, after)))
+    table.add_row("all operators", *(str(statistics.nodes) for statistics in both))
+    table.add_row("megabytes", *(f"{statistics.bytes / 1e6:.1f}" for statistics in both))
+    table.add_row("giga MACs", *(_giga(statistics.macs) for statistics in both))
     console = Console(width=64, record=True, file=io.StringIO())
     console.print(table)
     return console.export_text()

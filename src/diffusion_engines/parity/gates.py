@@ -2,11 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from diffusion_engines.config import Gate, ImageGate, LatentsGate, Validate
 from diffusion_engines.errors import ConfigError
-from diffusion_engines.parity.metrics import Difference
+from diffusion_engines.parity.distances import Difference
+
+# How a metric is written. Of those that the second table names, more is better.
+_WRITTEN = {
+    "rel_l2": "rel_l2 {:.2e}",
+    "max_abs": "max_abs {:.2e}",
+    "cosine": "cosine {:.7f}",
+    "psnr": "PSNR {:.1f} dB",
+    "ssim": "SSIM {:.4f}",
+}
+_AT_LEAST = ("cosine", "psnr", "ssim")
+
+
+def within(metric: str, found: float, tolerance: float) -> bool:
+    """Whether a measured value is within tolerance; NaN and infinities never are."""
+    if not math.isfinite(found):
+        return False
+    return found >= tolerance if metric in _AT_LEAST else found <= tolerance
+
+
+def misses_of(where: str, tolerances: Mapping[str, float], found: Mapping[str, float]) -> list[str]:
+    """Describe every metric that is out of tolerance.
+
+    Args:
+        where: what was measured, for the text.
+        tolerances: by metric.
+        found: a value for each of them; where ``not_finite`` values are counted too, none may be.
+    """
+    if broken := found.get("not_finite"):
+        return [f"{where}: {broken} values are NaN or infinite"]
+    return [
+        f"{where}: {_miss(metric, found[metric], tolerance)}"
+        for metric, tolerance in tolerances.items()
+        if not within(metric, found[metric], tolerance)
+    ]
+
+
+def _miss(metric: str, found: float, tolerance: float) -> str:
+    text = _WRITTEN[metric]
+    name, limit = text.format(tolerance).split(maxsplit=1)
+    if math.isnan(found):
+        return f"{name} is NaN"
+    return f"{text.format(found)} {'<' if metric in _AT_LEAST else '>'} {limit}"
 
 
 def gate_of(validate: Validate, component: str, precision: str) -> Gate:
@@ -27,19 +71,11 @@ def gate_of(validate: Validate, component: str, precision: str) -> Gate:
 
 def misses_of_component(label: str, gate: Gate, differences: Sequence[Difference]) -> list[str]:
     """Describe every timestep whose difference exceeds the tolerance."""
-    misses = []
-    for index, found in enumerate(differences):
-        where = f"{label}, call {index}"
-        if found.not_finite:
-            misses.append(f"{where}: {found.not_finite} values are NaN or infinite")
-            continue
-        if found.rel_l2 > gate.rel_l2:
-            misses.append(f"{where}: rel_l2 {found.rel_l2:.2e} > {gate.rel_l2:.2e}")
-        if found.max_abs > gate.max_abs:
-            misses.append(f"{where}: max_abs {found.max_abs:.2e} > {gate.max_abs:.2e}")
-        if found.cosine < gate.cosine:
-            misses.append(f"{where}: cosine {found.cosine:.6f} < {gate.cosine:.6f}")
-    return misses
+    return [
+        miss
+        for index, found in enumerate(differences)
+        for miss in misses_of(f"{label}, call {index}", asdict(gate), asdict(found))
+    ]
 
 
 def run_gates_of(validate: Validate, precision: str) -> tuple[LatentsGate, ImageGate]:
@@ -63,24 +99,7 @@ def misses_of_latents(gate: LatentsGate, images: Sequence[Sequence[Difference]])
     for index, steps in enumerate(images):
         for step, found in enumerate(steps, 1):
             where = f"latents of image {index}, step {step} of {len(steps)}"
-            if found.not_finite:
-                misses.append(f"{where}: {found.not_finite} values are NaN or infinite")
-            elif found.rel_l2 > gate.rel_l2:
-                misses.append(f"{where}: rel_l2 {found.rel_l2:.2e} > {gate.rel_l2:.2e}")
-            elif found.cosine < gate.cosine:
-                misses.append(f"{where}: cosine {found.cosine:.7f} < {gate.cosine:.7f}")
-            else:
-                continue
-            break
-    return misses
-
-
-def misses_of_images(gate: ImageGate, images: Sequence[Mapping[str, float]]) -> list[str]:
-    """Describe every image that is too far from its reference."""
-    misses = []
-    for index, found in enumerate(images):
-        if found["psnr"] < gate.psnr:
-            misses.append(f"image {index}: PSNR {found['psnr']:.1f} dB < {gate.psnr:.1f} dB")
-        if found["ssim"] < gate.ssim:
-            misses.append(f"image {index}: SSIM {found['ssim']:.4f} < {gate.ssim:.4f}")
+            if missed := misses_of(where, asdict(gate), asdict(found)):
+                misses += missed[:1]
+                break
     return misses

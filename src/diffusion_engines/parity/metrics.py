@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-
-@dataclass(frozen=True)
-class Difference:
-    """Distance of one output from its reference.
-
-    Attributes:
-        rel_l2: L2 norm of the difference over that of the reference.
-        max_abs: largest absolute difference, in the output's own unit.
-        cosine: cosine of the angle between both as vectors.
-        not_finite: how many values of the output are NaN or infinite.
-    """
-
-    rel_l2: float
-    max_abs: float
-    cosine: float
-    not_finite: int
+from diffusion_engines.errors import IntegrityError
+from diffusion_engines.parity.distances import Difference, worst_of
 
 
 def difference(output: torch.Tensor, reference: torch.Tensor) -> Difference:
@@ -32,9 +17,11 @@ def difference(output: torch.Tensor, reference: torch.Tensor) -> Difference:
 
     Raises:
         ValueError: the shapes differ.
+        IntegrityError: the reference has NaN or infinities; nothing can be said of the output.
     """
     if output.shape != reference.shape:
         raise ValueError(f"shapes differ: {tuple(output.shape)} and {tuple(reference.shape)}")
+    _check_finite(reference)
     x, y = output.double().flatten(), reference.double().flatten()
     not_finite = int((~torch.isfinite(x)).sum())
     if not_finite:
@@ -51,32 +38,47 @@ def worst_difference(
 
     Raises:
         ValueError: their number, or a shape, differs.
+        IntegrityError: a reference has NaN or infinities.
     """
-    found = [difference(*pair) for pair in zip(outputs, references, strict=True)]
-    return Difference(
-        rel_l2=max(value.rel_l2 for value in found),
-        max_abs=max(value.max_abs for value in found),
-        cosine=min(value.cosine for value in found),
-        not_finite=sum(value.not_finite for value in found),
-    )
+    return worst_of([difference(*pair) for pair in zip(outputs, references, strict=True)])
 
 
 def psnr(image: torch.Tensor, reference: torch.Tensor) -> float:
     """Peak signal-to-noise ratio, in dB, of images (batch, 3, h, w) in [0, 1].
 
     Equal images have an infinite one; it is given as 100 dB, which 8-bit images cannot reach.
+
+    Raises:
+        IntegrityError: the reference has NaN or infinities.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
+    _check_finite(reference)
     if not torch.isfinite(image).all():
         return 0.0
     return min(float(peak_signal_noise_ratio(image, reference, data_range=1.0)), 100.0)
 
 
 def ssim(image: torch.Tensor, reference: torch.Tensor) -> float:
-    """Structural similarity, at most 1, of images (batch, 3, h, w) in [0, 1]."""
+    """Structural similarity, at most 1, of images (batch, 3, h, w) in [0, 1].
+
+    Raises:
+        IntegrityError: the reference has NaN or infinities.
+    """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
+    _check_finite(reference)
     if not torch.isfinite(image).all():
         return 0.0
     return float(structural_similarity_index_measure(image, reference, data_range=1.0))  # type: ignore[arg-type]
+
+
+def _check_finite(reference: torch.Tensor) -> None:
+    if broken := int((~torch.isfinite(reference)).sum()):
+        raise IntegrityError(
+            "the reference has NaN or infinite values",
+            expected="numbers, which the fp32 pipeline gives with sound weights",
+            found=f"{broken} of {reference.numel()} values of one output",
+            fix="look at artifacts/reference/*.png; mend the weights or the config, and record it\n"
+            "again: `dvc repro --force --single-item reference`",
+        )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from diffusion_engines import layout
 from diffusion_engines.families.base import Network
-from diffusion_engines.parity.metrics import Difference, difference, psnr, ssim
+from diffusion_engines.layout import Workspace
+from diffusion_engines.parity.distances import Difference
+from diffusion_engines.parity.metrics import difference, psnr, ssim
 from diffusion_engines.runtime.recording import load_settings, prompt_batches
 from diffusion_engines.runtime.sampling import load_model, sample
 
@@ -30,25 +32,25 @@ class Run:
     images: torch.Tensor
 
 
-def reference_run() -> Run:
-    """Return the run that the stage `reference` recorded."""
-    _, prompts, seed, batch_size = load_settings(layout.REFERENCE)
-    recorded = load_file(layout.REFERENCE / "latents.safetensors")
+def reference_run(folder: Path) -> Run:
+    """Return the run that the stage `reference` recorded in ``folder``."""
+    _, prompts, seed, batch_size = load_settings(folder)
+    recorded = load_file(folder / "latents.safetensors")
     batches = range(len(prompt_batches(prompts, seed, batch_size)))
     latents = torch.cat([recorded[f"{index}.trajectory"].transpose(0, 1) for index in batches])
-    images = load_file(layout.REFERENCE / "images.safetensors")["images"]
+    images = load_file(folder / "images.safetensors")["images"]
     return Run(tuple(prompts), latents[: len(prompts)], images)
 
 
-def run_from_noise(networks: Mapping[str, Network], device: str) -> Run:
-    """Sample the reference's prompts from its noise.
+def run_from_noise(networks: Mapping[str, Network], workspace: Workspace, device: str) -> Run:
+    """Sample the prompts of a workspace's reference from its noise.
 
     Nothing of the reference enters after the noise: what a network gets wrong at one step, all
     later steps start from.
     """
-    settings, prompts, seed, batch_size = load_settings(layout.REFERENCE)
-    noise = load_file(layout.REFERENCE / "latents.safetensors")
-    model = load_model(layout.WEIGHTS)
+    settings, prompts, seed, batch_size = load_settings(workspace.reference)
+    noise = load_file(workspace.reference / "latents.safetensors")
+    model = load_model(workspace.weights)
     latents, images = [], []
     for index, (batch, seeds) in enumerate(prompt_batches(prompts, seed, batch_size)):
         start = noise[f"{index}.noise"]

@@ -12,9 +12,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
+from diffusion_engines.bench.results import Benchmark
 from diffusion_engines.families import role_of
-from diffusion_engines.report.collect import Benchmark, LatentsParity, Quantization, Validation
+from diffusion_engines.parity.distances import Difference
+from diffusion_engines.parity.results import LatentsParity, Quantization, Validation
 from diffusion_engines.report.text import number, words
 
 # The parts of the total, in the order in which they run; colours that print and colour-blind
@@ -34,6 +37,10 @@ _PRECISIONS = {
     "int8": "#D55E00",
 }
 _TOLERANCE = "#D55E00"
+# What an axis shows where every error and tolerance is zero.
+_SMALLEST = 1e-7
+# Of the files, for sharp screens, and of the page, where letters of 10 points are as large as text.
+_DPI, _PAGE_DPI = 160, 112
 _STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -41,6 +48,12 @@ _STYLE: Any = {
     "axes.edgecolor": "#8a8f98",
     "savefig.facecolor": "white",
 }
+
+
+def drawn_width(path: Path) -> int:
+    """Return how wide a figure is on the page, in CSS pixels, so that all have equal letters."""
+    with Image.open(path) as image:
+        return round(image.width * _PAGE_DPI / _DPI)
 
 
 def draw_breakdown(path: Path, benchmark: Benchmark) -> None:
@@ -66,7 +79,9 @@ def draw_breakdown(path: Path, benchmark: Benchmark) -> None:
                     )
                 left += value
             axes.text(left, row, f"  {number(totals[runner])} ms", va="center", weight="bold")
-        labels = [label.replace(", ", ",\n", 1) for label in runners.values()]
+        labels = [
+            label.replace(", ", ",\n", 1) for label in map(benchmark.labels.__getitem__, runners)
+        ]
         axes.set_yticks(range(len(runners)), labels)
         axes.invert_yaxis()
         axes.set_xlim(0, max(totals.values()) * 1.16)
@@ -87,14 +102,17 @@ def draw_parity(path: Path, validation: Validation, batches: int) -> None:
     with plt.rc_context(_STYLE):
         parts = [part for part in validation.components if part.calls]
         figure, grid = _panels(len(parts))
-        limits = _limits([v for part in parts for v in (*part.calls, part.gate["rel_l2"])])
+        errors = {part.component: _errors(part.calls) for part in parts}
+        tolerances = [part.gate.rel_l2 for part in parts]
+        limits = _limits([*tolerances, *(v for line in errors.values() for v in line)])
         for axes, part in zip(grid, parts, strict=True):
             runs = batches if len(part.calls) % max(batches, 1) == 0 else 1
             steps = len(part.calls) // runs
-            lines = [part.calls[run * steps : (run + 1) * steps] for run in range(runs)]
+            calls = errors[part.component]
+            lines = [calls[run * steps : (run + 1) * steps] for run in range(runs)]
             role = role_of(part.component)
             colour = _ROLES.get(role or "", "#555555")
-            _draw_errors(axes, lines, part.gate["rel_l2"], limits, colour)
+            _draw_errors(axes, lines, part.gate.rel_l2, limits, colour)
             axes.set_title(f"{words(part.component)}, {part.precision}", fontsize=10)
             axes.set_xlabel("step" if role == "denoiser" else "call")
         figure.supylabel("relative L2 error", fontsize=10)
@@ -105,10 +123,11 @@ def draw_latents(path: Path, latents: LatentsParity) -> None:
     """Draw how far the latents of whole runs are after every step, a line per image."""
     with plt.rc_context(_STYLE):
         figure, grid = _panels(2)
-        distances = [[1 - value for value in line] for line in latents.cosine]
+        errors = [_errors(image) for image in latents.images]
+        distances = [[1 - found.cosine for found in image] for image in latents.images]
         panels = (
-            ("relative L2 error", latents.rel_l2, latents.gate["rel_l2"]),
-            ("1 − cosine", distances, 1 - latents.gate["cosine"]),
+            ("relative L2 error", errors, latents.gate.rel_l2),
+            ("1 − cosine", distances, 1 - latents.gate.cosine),
         )
         for axes, (title, lines, tolerance) in zip(grid, panels, strict=True):
             limits = _limits([tolerance, *(value for line in lines for value in line)])
@@ -124,7 +143,7 @@ def draw_quantization(path: Path, quantizations: Sequence[Quantization], batches
     Lines of several trajectories share the axis, as in :func:`draw_parity`.
     """
     with plt.rc_context(_STYLE):
-        components = list(dict.fromkeys(found.component for found in quantizations))
+        components = list(dict.fromkeys(_split(found.name)[0] for found in quantizations))
         figure, grid = plt.subplots(
             1,
             len(components),
@@ -134,11 +153,11 @@ def draw_quantization(path: Path, quantizations: Sequence[Quantization], batches
             squeeze=False,
         )
         for axes, component in zip(grid[0], components, strict=True):
-            lines: dict[str, tuple[float, ...]] = {}
+            lines: dict[str, list[float]] = {}
             for found in quantizations:
-                if found.component == component:
-                    lines[found.source.removeprefix(f"{component}-")] = found.source_calls
-                    lines[found.precision] = found.calls
+                if _split(found.name)[0] == component:
+                    lines[_split(found.source)[1]] = _errors(found.parity.source)
+                    lines[_split(found.name)[1]] = _errors(found.parity.graph)
             steps = 1
             for precision, calls in lines.items():
                 runs = batches if len(calls) % max(batches, 1) == 0 else 1
@@ -171,6 +190,16 @@ def draw_quantization(path: Path, quantizations: Sequence[Quantization], batches
         _save(figure, path)
 
 
+def _errors(calls: Sequence[Difference]) -> list[float]:
+    return [found.rel_l2 for found in calls]
+
+
+def _split(graph: str) -> tuple[str, str]:
+    """Component and precision of a graph: ``unet-fp16-mixed`` is of the UNet."""
+    component, _, precision = graph.partition("-")
+    return component, precision
+
+
 def _panels(count: int) -> tuple[Any, Any]:
     figure, grid = plt.subplots(
         1, count, figsize=(max(4.2, 3.1 * count), 2.8), layout="constrained", squeeze=False
@@ -196,10 +225,11 @@ def _draw_errors(
             style: Any = {"color": _TOLERANCE, "marker": "x", "ls": "", "clip_on": False}
             # Outside the axes, where the layout must not make room for it.
             axes.plot(broken, [high] * len(broken), in_layout=False, **style)
-    axes.axhline(tolerance, color=_TOLERANCE, ls="--", lw=1.2)
+    drawn_tolerance = max(tolerance, low)  # that of a cosine of 1 is zero
+    axes.axhline(drawn_tolerance, color=_TOLERANCE, ls="--", lw=1.2)
     axes.text(
         0.02,
-        tolerance,
+        drawn_tolerance,
         "tolerance",
         color=_TOLERANCE,
         fontsize=8,
@@ -213,12 +243,12 @@ def _draw_errors(
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """One range around every finite error and every tolerance."""
-    positive = [value for value in values if 0 < value < math.inf]
+    """One range around every finite error and every tolerance; zeros lie on its lower edge."""
+    positive = [value for value in values if 0 < value < math.inf] or [_SMALLEST]
     return 10.0 ** math.floor(math.log10(min(positive)) - 0.15), max(positive) * 10**0.4
 
 
 def _save(figure: Any, path: Path) -> None:
     # Without the library's version and the date, so that equal content has an equal hash.
-    figure.savefig(path, dpi=160, metadata={"Software": None})
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
     plt.close(figure)

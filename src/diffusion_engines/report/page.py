@@ -10,15 +10,19 @@ from typing import Any
 import jinja2
 
 from diffusion_engines import config
+from diffusion_engines.bench.results import ENGINES, Benchmark
 from diffusion_engines.families import role_of
 from diffusion_engines.files import write_json
+from diffusion_engines.layout import Workspace
+from diffusion_engines.parity.distances import worst_of
 from diffusion_engines.report import text
-from diffusion_engines.report.collect import Benchmark, Engine, Report, collect
+from diffusion_engines.report.collect import Engine, Report, collect
 from diffusion_engines.report.figures import (
     draw_breakdown,
     draw_latents,
     draw_parity,
     draw_quantization,
+    drawn_width,
 )
 from diffusion_engines.report.images import (
     amplified_difference,
@@ -29,10 +33,13 @@ from diffusion_engines.report.images import (
 
 # Generated images of each target that the page holds, so that it stays small.
 _SHOWN = 3
+# Of what is out of tolerance; the rest is in validation.json.
+_SHOWN_MISSES = 10
 _MIME = {".png": "image/png", ".gif": "image/gif"}
 
 
 def write_report(
+    workspace: Workspace,
     folder: Path,
     model: config.Model,
     image: config.Image,
@@ -46,7 +53,7 @@ def write_report(
     Raises:
         IntegrityError: something that the fleet must have is missing from artifacts/.
     """
-    report = collect(model, image, exports, quantized, engines, measure)
+    report = collect(workspace, model, image, exports, quantized, engines, measure)
     figures: dict[str, Path] = {"trajectory": folder / "trajectory.gif"}
     write_trajectory(figures["trajectory"], report.reference.frames, report.reference.frame_steps)
     for target, benchmark in report.benchmarks.items():
@@ -79,6 +86,8 @@ def render(report: Report, figures: Mapping[str, Path]) -> str:
     environment.globals["difference"] = amplified_difference
     environment.globals["last_frame"] = last_frame
     environment.globals["still"] = still
+    environment.globals["drawn_width"] = drawn_width
+    environment.globals["worst_of"] = worst_of
     css, _, _ = loader.get_source(environment, "page.css")
     return environment.get_template("page.html.j2").render(
         report=report,
@@ -89,6 +98,7 @@ def render(report: Report, figures: Mapping[str, Path]) -> str:
         run_rows=run_rows,
         denoiser=denoiser_name(report),
         shown=_SHOWN,
+        shown_misses=_SHOWN_MISSES,
     )
 
 
@@ -123,9 +133,10 @@ def fleet_summary(report: Report) -> dict[str, Any]:
 
 
 def engine_status(report: Report, engine: Engine) -> str:
-    """Say whether an engine was run on this machine."""
-    measured = engine.target in report.validations or engine.target in report.benchmarks
-    return "measured on this machine" if measured else "built, not run here"
+    """Say whether an engine was run, and on what it was timed."""
+    if engine.target in report.benchmarks:
+        return f"timed on {text.machine(report.benchmarks[engine.target].machine)}"
+    return "compared" if engine.target in report.validations else "built, not run here"
 
 
 def denoiser_name(report: Report) -> str:
@@ -145,8 +156,8 @@ def parity_text(report: Report, engine: Engine) -> str:
         return "not run here" if error is None else f"graph rel L2 {text.scientific(error)}"
     for part in report.validations[engine.target].components:
         if part.component == engine.component:
-            verdict = "ok" if part.passed else "MISSED"
-            return f"rel L2 {text.scientific(part.worst['rel_l2'])}, {verdict}"
+            verdict = "MISSED" if part.misses else "ok"
+            return f"rel L2 {text.scientific(part.worst.rel_l2)}, {verdict}"
     return "not compared"
 
 
@@ -163,10 +174,11 @@ def run_rows(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
         ("speedup of the total", speedups("total")),
         ("speedup of the denoiser", speedups("denoiser_call")),
         ("images per second", rate),
-        ("peak resident memory", [text.size(m["resident"]) for m in memory]),
+        ("peak resident memory", [text.size(m.resident) for m in memory]),
     ]
-    if any(m["gpu"] for m in memory):
-        rows.append(("peak GPU memory of PyTorch", [text.size(m["gpu"]) for m in memory]))
+    if any(m.gpu for m in memory):
+        rows.append(("peak GPU memory", [text.size(m.gpu) for m in memory]))
+        rows.append(("of it PyTorch’s", [text.size(m.gpu_pytorch) for m in memory]))
     return rows
 
 
@@ -177,7 +189,7 @@ def _speed_text(report: Report, engine: Engine) -> str:
     if role not in _PHASES:
         return "not timed alone"
     benchmark, phase = report.benchmarks[engine.target], _PHASES[role]
-    ours = benchmark.median("engines", phase)
+    ours = benchmark.median(ENGINES, phase)
     theirs = benchmark.median(benchmark.baseline, phase)
     # One phase has all encoders.
     encoders = {e.component for e in report.engines if role_of(e.component) == "encoder"}

@@ -101,16 +101,18 @@ def torch_networks(
     return networks
 
 
-def engine_networks(bundles: Path, names: Iterable[str], device: str) -> dict[str, Network]:
-    """Load engines from the folder that holds the bundles of a target.
+def engine_networks(
+    target: str, names: Iterable[str], device: str, *, workspace: Workspace
+) -> dict[str, Network]:
+    """Load the engines of a target.
 
     Raises:
         IntegrityError, FingerprintError, HardwareError: as of :func:`load_bundle`.
     """
     networks: dict[str, Network] = {}
     for name in names:
-        with step(f"load engine {bundles.name}-{name}"):
-            networks[name] = load_bundle(bundles / name, device)
+        with step(f"load engine {target}-{name}"):
+            networks[name] = load_bundle(workspace.bundle(target, name), device)
     return networks
 
 
@@ -120,17 +122,17 @@ def engine_components(target: str, engines: Mapping[str, Engine]) -> dict[str, s
 
 
 def target_networks(
-    workspace: Workspace,
     target: str,
     components: Mapping[str, str],
     device: str,
     *,
+    workspace: Workspace,
     torch_precision: str = "fp32",
 ) -> dict[str, Network]:
     """Load a target's engines, and PyTorch networks for the components that it has none for."""
     weights = workspace.weights
     missing = [name for name in family_of(weights).components if name not in components]
     return {
-        **engine_networks(workspace.bundles(target), components, device),
+        **engine_networks(target, components, device, workspace=workspace),
         **torch_networks(torch_precision, device, weights=weights, names=missing),
     }

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_engines.backends import backend
+from diffusion_engines.backends.targets import device_of_engine
+from diffusion_engines.backends.timing import TIMING_CACHE
 from diffusion_engines.errors import DiffusionEnginesError, FingerprintError, HardwareError
 from diffusion_engines.files import MANIFEST, copy_files, read_json, read_manifest, write_manifest
 
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from diffusion_engines.runtime.shapes import CheckedEngine
 
 # Of use to builds alone.
-_BUILD_FILES = (MANIFEST, "timing.cache")
+_BUILD_FILES = (MANIFEST, TIMING_CACHE)
 
 
 def wrap_engine(engine: Path, folder: Path) -> None:
@@ -67,7 +70,7 @@ def load_torchscript(folder: Path) -> nn.Module:
         as :func:`load_bundle`; FingerprintError also for another PyTorch or torch-tensorrt than
         the file was written with, or where there is no such file.
     """
-    from diffusion_engines.backends.plans import torchscript
+    from diffusion_engines.backends.nvidia import torchscript
 
     manifest = check_bundle(folder)
     library = torchscript.check_torchscript(manifest, manifest["backend"])
@@ -119,10 +122,9 @@ def is_device(device: Any, built_for: str) -> bool:
     return str(device) in (built_for, f"{built_for}:0")
 
 
-def engine_device(manifest: dict[str, Any]) -> str:
+def engine_device(manifest: Mapping[str, Any]) -> str:
     """Return the PyTorch device that a bundle's engine was built for: ``cpu`` or ``cuda``."""
-    # Only targets that can be built for either say so.
-    return manifest["settings"].get("device", "cuda")
+    return device_of_engine(manifest)
 
 
 def main() -> None:

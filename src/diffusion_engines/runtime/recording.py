@@ -125,6 +125,19 @@ def record_reference(
         for i in chosen
     ]
     save_images(torch.cat(decoded), folder, "frame")
+    write_settings(folder, settings, prompts, seed=seed, batch_size=batch_size, frame_steps=chosen)
+
+
+def write_settings(
+    folder: Path,
+    settings: Settings,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    batch_size: int,
+    frame_steps: Sequence[int],
+) -> None:
+    """Write how a reference came about; ``frame_steps`` are those that it has pictures of."""
     write_json(
         folder / _SETTINGS,
         {
@@ -132,7 +145,7 @@ def record_reference(
             "prompts": prompts,
             "seed": seed,
             "batch_size": batch_size,
-            "frame_steps": chosen,
+            "frame_steps": frame_steps,
         },
     )
 

@@ -42,13 +42,13 @@ SETTINGS_KEY = "diffusion-engines"
 
 
 def generate_images(
-    workspace: Workspace,
     target: str,
     components: Mapping[str, str],
     generate: Generate,
     image: ImageSettings,
     folder: Path,
     *,
+    workspace: Workspace,
     device: str,
 ) -> None:
     """Write the images of all prompts, an animation of each, and the timings into ``folder``.
@@ -58,12 +58,12 @@ def generate_images(
     Components without an engine run in PyTorch.
 
     Args:
-        workspace: that holds bundles, and weights for components without an engine.
         target: whose bundles.
         components: those that have an engine, with their precisions.
         generate: prompts and settings.
         image: the size where ``generate`` has none, and the images of one call.
         folder: empty.
+        workspace: that holds bundles, and weights for components without an engine.
         device: where the engines take their inputs.
 
     Raises:
@@ -72,7 +72,7 @@ def generate_images(
     """
     packed = read_manifest(workspace.pipeline(target), "pipeline")
     model = load_model(workspace.pipeline(target))
-    networks = target_networks(workspace, target, components, device)
+    networks = target_networks(target, components, device, workspace=workspace)
     settings = Settings(
         scheduler=generate.scheduler,
         steps=generate.steps,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,17 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_engines.backends import backend, check_dtypes, check_precision
-from diffusion_engines.backends import onnxruntime as onnxruntime_backend
-from diffusion_engines.backends import tensorrt_rtx as rtx_backend
-from diffusion_engines.backends.onnxruntime import instruction_set
+from diffusion_engines.backends import backend, check_precision
+from diffusion_engines.backends.nvidia.building import check_dtypes
+from diffusion_engines.backends.onnxruntime.fingerprint import instruction_set
+from diffusion_engines.backends.onnxruntime.session import open_session
+from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
 from diffusion_engines.backends.probe import probe_target
-from diffusion_engines.config import (
-    OnnxRuntimeBuild,
-    OnnxRuntimeTarget,
-    TensorRTRTXBuild,
-    TensorRTRTXTarget,
-)
+from diffusion_engines.backends.tensorrt_rtx.building import builder_config
+from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXBuild, TensorRTRTXTarget
 from diffusion_engines.errors import (
     BuildError,
     ConfigError,
@@ -35,7 +30,7 @@ from diffusion_engines.files import write_json, write_manifest
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.runtime.bundle import load_bundle, wrap_engine
 from diffusion_engines.runtime.networks import example_inputs
-from tests.conftest import Loaded, load
+from tests.conftest import Loaded, graph_of, load
 
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
 RTX_BUILD = TensorRTRTXBuild(None, "none", "layer_names_only", tf32=False)
@@ -71,13 +66,14 @@ def make_bundle(exported: dict, tmp_path: Path, target=CPU, precision: str = "fp
     engine = tmp_path / "engine"
     engine.mkdir()
     module = backend(target.backend)
-    result = module.build(path, engine, target, specs(loaded), precision)
+    result = module.build(graph_of(path, specs(loaded), precision), engine, target)
     info = {
         "name": "test-vae_decoder",
         "component": "vae_decoder",
         "backend": target.backend,
         "engine": result.engine,
         "inputs": specs(loaded),
+        "settings": asdict(target),
         "fingerprint": module.fingerprint(target),
     }
     write_manifest(engine, "engine", info)
@@ -94,7 +90,7 @@ def edit_fingerprint(bundle: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("level", ["disabled", "basic", "extended", "all"])
-def test_onnxruntime_computes_what_pytorch_does(exported: dict, tmp_path: Path, level: str) -> None:
+def test_onnxruntime_computes_what_pytorch_does(exported: dict, tmp_path: Path, level: Any) -> None:
     loaded, _ = exported["fp32"]
     target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild(level, tf32=False))
     engine = load_bundle(make_bundle(exported, tmp_path, target))
@@ -119,9 +115,9 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(tmp_path: Path) -> None:
             return Session()
 
     with pytest.raises(HardwareError, match="could not start on cuda") as raised:
-        onnxruntime_backend._session(Library, tmp_path, None, "cuda", tf32=False)
+        open_session(Library, tmp_path, None, "cuda", tf32=False)
     assert "found:    CPUExecutionProvider" in str(raised.value)
-    assert onnxruntime_backend._session(Library, tmp_path, None, "cpu", tf32=False)
+    assert open_session(Library, tmp_path, None, "cpu", tf32=False)
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -134,12 +130,12 @@ def test_fp32_engines_run_in_tf32_only_where_that_is_asked_for(tf32: bool) -> No
             assert providers == [("CUDAExecutionProvider", {"use_tf32": "1" if tf32 else "0"})]
             return SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider"])
 
-    onnxruntime_backend._session(Library, Path(), None, "cuda", tf32=tf32)
+    open_session(Library, Path(), None, "cuda", tf32=tf32)
 
     trt = pytest.importorskip("tensorrt_rtx")
     builder = trt.Builder(trt.Logger())
     target = replace(RTX, build=replace(RTX_BUILD, tf32=tf32))
-    config = rtx_backend._builder_config(trt, builder, target)
+    config = builder_config(trt, builder, target)
     assert config.get_flag(trt.BuilderFlag.TF32) is tf32
 
 
@@ -154,12 +150,13 @@ def test_tensorrt_rtx_builds_without_a_gpu(exported: dict, tmp_path: Path) -> No
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     loaded, path = exported["fp16"]
     module = backend("tensorrt_rtx")
-    result = module.build(path, tmp_path, RTX, specs(loaded), "fp16")
+    graph = graph_of(path, specs(loaded), "fp16")
+    result = module.build(graph, tmp_path, RTX)
     assert (tmp_path / result.engine).stat().st_size > 100_000
     assert result.precisions["fp16"] > 100
     assert result.layers["CONVOLUTION"] == 27
     with pytest.raises(BuildError, match="not what was asked for"):
-        module.build(path, tmp_path, RTX, specs(loaded), "fp32")
+        module.build(replace(graph, precision="fp32"), tmp_path, RTX)
 
 
 def test_a_gpu_that_tensorrt_rtx_lacks_is_named() -> None:
@@ -173,7 +170,7 @@ def test_a_gpu_that_tensorrt_rtx_lacks_is_named() -> None:
 def test_garbage_is_refused(tmp_path: Path, target) -> None:
     (tmp_path / "model.onnx").write_bytes(b"garbage")
     with pytest.raises(BuildError, match=r"model\.onnx"):
-        backend(target.backend).build(tmp_path / "model.onnx", tmp_path, target, [], "fp32")
+        backend(target.backend).build(graph_of(tmp_path / "model.onnx", []), tmp_path, target)
 
 
 def test_a_precision_that_the_backend_lacks_is_refused() -> None:
@@ -185,9 +182,9 @@ def test_a_precision_that_the_backend_lacks_is_refused() -> None:
 
 
 def test_an_engine_in_another_precision_is_refused() -> None:
-    check_dtypes(Path("x"), "fp16", {"fp16": 90, "fp32": 10})
+    check_dtypes(graph_of(Path("x"), [], "fp16"), {"fp16": 90, "fp32": 10})
     with pytest.raises(BuildError, match="mostly fp16"):
-        check_dtypes(Path("x"), "fp16", {"fp16": 10, "fp32": 90})
+        check_dtypes(graph_of(Path("x"), [], "fp16"), {"fp16": 10, "fp32": 90})
 
 
 def test_a_damaged_engine_is_caught_before_it_is_loaded(exported: dict, tmp_path: Path) -> None:
@@ -231,7 +228,7 @@ def test_tensorrt_rtx_is_refused_before_it_sees_a_foreign_engine(
 
 
 def test_a_probe_records_or_keeps_or_explains(tmp_path: Path) -> None:
-    targets = {"cpu": CPU, "h100": H100}
+    targets: dict[str, Any] = {"cpu": CPU, "h100": H100}
     probe_target("cpu", targets, tmp_path / "cpu.json", tmp_path / "cpu-wrap.json")
     recorded = json.loads((tmp_path / "cpu.json").read_text())
     assert recorded["instruction_set"] == instruction_set()
@@ -247,17 +244,3 @@ def test_a_probe_records_or_keeps_or_explains(tmp_path: Path) -> None:
         write_json(tmp_path / name, {"recorded": "elsewhere"})
     probe_target("h100", targets, tmp_path / "h100.json", tmp_path / "h100-wrap.json")
     assert json.loads((tmp_path / "h100.json").read_text()) == {"recorded": "elsewhere"}
-
-
-def test_optional_libraries_are_imported_only_when_used() -> None:
-    code = (
-        "import sys\n"
-        "for name in ('tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch'):\n"
-        "    sys.modules[name] = None\n"
-        "import diffusion_engines.fleet, diffusion_engines.stage, diffusion_engines.compose\n"
-        "import diffusion_engines.backends.tensorrt_rtx, diffusion_engines.backends.tensorrt\n"
-        "import diffusion_engines.backends.onnxruntime, diffusion_engines.backends.plans.running\n"
-        "import diffusion_engines.backends.probe, diffusion_engines.runtime.bundle\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

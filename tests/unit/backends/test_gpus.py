@@ -7,6 +7,7 @@ import yaml
 
 from diffusion_engines.backends import gpus
 from diffusion_engines.backends.gpus import CAPABILITIES, RTX_TARGETS, Gpu, targets_for
+from diffusion_engines.errors import HardwareError
 from tests.conftest import ROOT
 
 TARGETS = {
@@ -56,5 +57,5 @@ def test_a_gpu_has_its_targets(gpu: Gpu, expected: str) -> None:
 
 def test_a_machine_without_a_driver_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(gpus.HardwareError, match="driver's version cannot be found"):
+    with pytest.raises(HardwareError, match="driver's version cannot be found"):
         gpus.driver_branch()

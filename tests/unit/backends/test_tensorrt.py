@@ -6,7 +6,9 @@ code runs on that for real, up to loading the result, which takes a GPU.
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,16 +17,19 @@ from typing import Any
 
 import pytest
 
-from diffusion_engines.backends import preflight, tensorrt, tensorrt_rtx
+from diffusion_engines.backends import backend, gpus, preflight, timing
 from diffusion_engines.backends.gpus import Gpu
-from diffusion_engines.backends.plans import layers, timing
-from diffusion_engines.backends.plans.running import binding_names
-from diffusion_engines.config import Dynamic, TensorRTTarget
+from diffusion_engines.backends.nvidia.running import binding_names
+from diffusion_engines.backends.tensorrt import running
+from diffusion_engines.backends.tensorrt.building import layers, python
+from diffusion_engines.backends.tensorrt.refitting import refit_from_graph
+from diffusion_engines.backends.tensorrt.settings import TensorRTTarget
+from diffusion_engines.config import Dynamic
 from diffusion_engines.errors import BuildError, FingerprintError, HardwareError, IntegrityError
 from diffusion_engines.files import write_manifest
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.runtime.bundle import check_bundle, load_bundle
-from tests.conftest import load
+from tests.conftest import graph_of, load
 from tests.doubles.launcher import install
 from tests.unit.backends.test_trtexec import BUILD
 
@@ -46,7 +51,7 @@ def graph(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         opset=18,
         patches=[],
     )
-    return folder / "model.onnx", [asdict(value) for value in loaded.inputs]
+    return graph_of(folder / "model.onnx", [asdict(value) for value in loaded.inputs], "fp16")
 
 
 # TensorRT-RTX deprecates timing caches, of which TensorRT's API is the same.
@@ -69,31 +74,28 @@ def test_the_python_builder_builds_with_tensorrt_rtx(
 ) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     loaded_again: list[Path] = []
-    monkeypatch.setattr(tensorrt, "_write_layers", lambda *args: loaded_again.append(args[2]))
+    monkeypatch.setattr(python, "_write_layers", lambda *args: loaded_again.append(args[2]))
     build = replace(BUILD, **changes)
-    onnx, inputs = graph
-    log = tensorrt.build_with_python(trt, (10, 13, 0), onnx, tmp_path, build, inputs, "fp16")
+    log = python.build_with_python(trt, (10, 13, 0), graph, tmp_path, build)
     assert (tmp_path / "engine.plan").stat().st_size > 1_000_000
     assert (tmp_path / "timing.cache").exists() == build.timing_cache
     assert loaded_again == [tmp_path]
     assert "minShape is not the same as maxShape" in log
     if build.timing_cache:  # read again, by the library itself
-        tensorrt.build_with_python(trt, (10, 13, 0), onnx, tmp_path, build, inputs, "fp16")
+        python.build_with_python(trt, (10, 13, 0), graph, tmp_path, build)
 
 
 @TIMING
 def test_the_python_builder_says_what_the_library_refuses(graph: Any, tmp_path: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     (tmp_path / "model.onnx").write_bytes(b"garbage")
+    garbage = graph_of(tmp_path / "model.onnx", [], "fp16")
     with pytest.raises(BuildError, match=r"could not parse .*model\.onnx"):
-        tensorrt.build_with_python(
-            trt, (10, 13, 0), tmp_path / "model.onnx", tmp_path, BUILD, [], "fp16"
-        )
+        python.build_with_python(trt, (10, 13, 0), garbage, tmp_path, BUILD)
     # Not of this library: it fails in the build itself.
     build = replace(BUILD, version_compatible=True)
-    onnx, inputs = graph
     with pytest.raises(BuildError, match="failed to build"):
-        tensorrt.build_with_python(trt, (10, 13, 0), onnx, tmp_path, build, inputs, "fp16")
+        python.build_with_python(trt, (10, 13, 0), graph, tmp_path, build)
 
 
 def test_settings_reach_the_builder(tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_settings_reach_the_builder(tmp_path: Path) -> None:
         timing_cache=False,
     )
     config = builder.create_builder_config()
-    assert tensorrt.apply_settings(trt, config, build, tmp_path / "none") is None
+    assert python.apply_settings(trt, config, build, tmp_path / "none") is None
     flags = {name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)}
     assert flags >= {
         "VERSION_COMPATIBLE",
@@ -165,9 +167,9 @@ def test_layer_information_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_a_target_is_built_on_its_gpu_alone(
     monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None, expected: str
 ) -> None:
-    monkeypatch.setattr(tensorrt, "find_gpu", lambda: gpu)
+    monkeypatch.setattr(gpus, "find_gpu", lambda: gpu)
     with pytest.raises(HardwareError, match="not the A10 of the target") as raised:
-        tensorrt.fingerprint(TARGET)
+        backend("tensorrt").fingerprint(TARGET)
     assert "expected: A10, compute capability 8.6" in str(raised.value)
     assert expected in str(raised.value)
 
@@ -179,9 +181,9 @@ def test_a_fingerprint_holds_what_an_engine_depends_on(
     install(tmp_path / "bin", "nvidia-smi", "print('575.57.08')\n")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("TRTEXEC_DOUBLE_RELEASE", "10.16")
-    monkeypatch.setattr(tensorrt, "find_gpu", lambda: A10)
-    found = tensorrt.fingerprint(TARGET)
-    assert found | {"cuda": None} == {
+    monkeypatch.setattr(gpus, "find_gpu", lambda: A10)
+    found = backend("tensorrt").fingerprint(TARGET)
+    assert dict(found) | {"cuda": None} == {
         "tensorrt": "10.16.0",
         "cuda": None,
         "driver": "575",
@@ -194,9 +196,9 @@ def test_a_fingerprint_holds_what_an_engine_depends_on(
 def test_a_tensorrt_before_8_6_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path / "bin", "trtexec", "print('&&&& RUNNING TensorRT.trtexec [TensorRT v8503]')")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(tensorrt, "find_gpu", lambda: A10)
+    monkeypatch.setattr(gpus, "find_gpu", lambda: A10)
     with pytest.raises(HardwareError, match="too old") as raised:
-        tensorrt.fingerprint(TARGET)
+        backend("tensorrt").fingerprint(TARGET)
     assert "found:    8.5.3" in str(raised.value)
 
 
@@ -234,8 +236,8 @@ def manifest(**build: Any) -> dict[str, Any]:
 def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """An A10 with TensorRT 10.13.3 whose runtime must not be asked to load anything."""
     state = SimpleNamespace(gpu=A10, version="10.13.3.9")
-    monkeypatch.setattr(preflight, "find_gpu", lambda: state.gpu)
-    monkeypatch.setattr(tensorrt, "_tensorrt", lambda: SimpleNamespace(__version__=state.version))
+    monkeypatch.setattr(gpus, "find_gpu", lambda: state.gpu)
+    monkeypatch.setattr(running, "library", lambda: SimpleNamespace(__version__=state.version))
     return state
 
 
@@ -268,10 +270,10 @@ def test_only_an_engine_that_fits_is_loadable(
 ) -> None:
     machine.version, machine.gpu = version, gpu
     if problem is None:
-        tensorrt.check_loadable(manifest(**build))
+        backend("tensorrt").check_loadable(manifest(**build))
         return
     with pytest.raises((FingerprintError, HardwareError), match=problem) as raised:
-        tensorrt.check_loadable(manifest(**build))
+        backend("tensorrt").check_loadable(manifest(**build))
     for label in ("expected:", "found:", "fix:"):
         assert label in str(raised.value)
 
@@ -280,38 +282,38 @@ def test_another_platform_is_refused(machine: SimpleNamespace) -> None:
     foreign = manifest()
     foreign["fingerprint"]["platform"] = "linux-aarch64"
     with pytest.raises(FingerprintError, match="another platform") as raised:
-        tensorrt.check_loadable(foreign)
+        backend("tensorrt").check_loadable(foreign)
     assert "expected: linux-aarch64" in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("backend", "path"),
+    ("name", "path"),
     [
-        (tensorrt, "fingerprint.tensorrt"),
-        (tensorrt, "fingerprint.gpu"),
-        (tensorrt, "fingerprint.compute_capability"),
-        (tensorrt, "fingerprint.platform"),
-        (tensorrt, "settings.build"),
-        (tensorrt_rtx, "fingerprint.tensorrt_rtx"),
-        (tensorrt_rtx, "fingerprint.compute_capabilities"),
+        ("tensorrt", "fingerprint.tensorrt"),
+        ("tensorrt", "fingerprint.gpu"),
+        ("tensorrt", "fingerprint.compute_capability"),
+        ("tensorrt", "fingerprint.platform"),
+        ("tensorrt", "settings.build.version_compatible"),
+        ("tensorrt_rtx", "fingerprint.tensorrt_rtx"),
+        ("tensorrt_rtx", "fingerprint.compute_capabilities"),
     ],
 )
 def test_a_manifest_that_says_too_little_is_no_permission(
-    machine: SimpleNamespace, backend: Any, path: str
+    machine: SimpleNamespace, name: str, path: str
 ) -> None:
     incomplete = manifest()
     incomplete["fingerprint"] |= {"tensorrt_rtx": "1.7.1.116", "compute_capabilities": ["8.6"]}
-    section, key = path.split(".")
-    del incomplete[section][key]
+    *sections, key = path.split(".")
+    functools.reduce(operator.getitem, sections, incomplete).pop(key)
     with pytest.raises(IntegrityError, match="is incomplete") as raised:
-        backend.check_loadable(incomplete)
+        backend(name).check_loadable(incomplete)
     assert path in str(raised.value)
 
 
 def test_a_missing_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "find_gpu", lambda: A10)
+    monkeypatch.setattr(gpus, "find_gpu", lambda: A10)
     with pytest.raises(HardwareError, match="library tensorrt is not installed") as raised:
-        tensorrt.check_loadable(manifest())
+        backend("tensorrt").check_loadable(manifest())
     assert "pip install tensorrt" in str(raised.value)
 
 
@@ -330,7 +332,7 @@ def test_bindings_without_the_library_are_explained(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     with pytest.raises(HardwareError) as raised:
-        tensorrt.check_loadable(manifest())
+        backend("tensorrt").check_loadable(manifest())
     assert expected in str(raised.value)
     assert "NVIDIA's containers" in str(raised.value)
     sys.modules.pop("tensorrt", None)
@@ -374,22 +376,60 @@ def test_hashes_come_before_everything_else(machine: SimpleNamespace, tmp_path: 
         load_bundle(bundle, "cuda")
 
 
-def test_timing_caches_are_kept_by_fingerprint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_timing_caches_are_kept_by_fingerprint(tmp_path: Path) -> None:
+    kept = tmp_path / "artifacts" / "timing" / "a10"
     first, second = {"tensorrt": "10.13.3"}, {"tensorrt": "10.14.0"}
     for fingerprint, text in ((first, "one"), (second, "two"), (first, "three")):
-        engine = Path("artifacts/engines/a10/unet")
+        engine = tmp_path / "artifacts" / "engines" / "a10" / "unet"
         engine.mkdir(parents=True, exist_ok=True)
         (engine / "timing.cache").write_text(text)
         write_manifest(engine, "engine", {"fingerprint": fingerprint})
-        timing.collect_timing_caches("a10", ["unet"])
-    kept = {
+        timing.collect_timing_caches(kept, {"unet": engine})
+    found = {
         json.dumps(fingerprint): path.read_text()
         for fingerprint in (first, second)
-        if (path := timing.find_timing_cache("a10", "unet", fingerprint))
+        if (path := timing.find_timing_cache(kept, "unet", fingerprint))
     }
-    assert list(kept.values()) == ["three", "two"]
-    assert timing.find_timing_cache("a10", "unet", {"tensorrt": "11.1.0"}) is None
-    assert timing.find_timing_cache("a10", "vae_decoder", first) is None
+    assert list(found.values()) == ["three", "two"]
+    assert timing.find_timing_cache(kept, "unet", {"tensorrt": "11.1.0"}) is None
+    assert timing.find_timing_cache(kept, "vae_decoder", first) is None
+
+
+class Refitting:
+    """What of TensorRT's Python API gives a plan its weights; keeps which graph it was given."""
+
+    def __init__(self, ok: bool) -> None:
+        self.ok, self.given = ok, ""
+
+    def Refitter(self, *_: Any) -> Any:  # noqa: N802
+        return SimpleNamespace(refit_cuda_engine=lambda: self.ok)
+
+    def OnnxParserRefitter(self, *_: Any) -> Any:  # noqa: N802
+        def refit_from_file(path: str) -> bool:
+            self.given = path
+            return True
+
+        return SimpleNamespace(refit_from_file=refit_from_file)
+
+
+def test_a_stripped_plan_gets_the_weights_of_the_workspace_that_it_lies_in(tmp_path: Path) -> None:
+    """Whatever the current folder is."""
+    graph = tmp_path / "artifacts" / "onnx" / "unet-fp16"
+    graph.mkdir(parents=True)
+    (graph / "model.onnx").write_bytes(b"weights")
+    write_manifest(graph, "onnx", {"name": "unet-fp16"})
+    built = {"name": "a10-unet", "onnx": json.loads((graph / "manifest.json").read_text())}
+    bundle = tmp_path / "artifacts" / "bundles" / "a10" / "unet"
+
+    trt = Refitting(ok=True)
+    refit_from_graph(trt, bundle, built)(None, None)
+    assert trt.given == str(graph / "model.onnx")
+    with pytest.raises(BuildError, match="could not be given its weights"):
+        refit_from_graph(Refitting(ok=False), bundle, built)(None, None)
+
+    with pytest.raises(IntegrityError, match="lies in no workspace with its graph"):
+        refit_from_graph(trt, tmp_path / "served" / "a10" / "unet", built)
+    (graph / "model.onnx").write_bytes(b"other weights")
+    write_manifest(graph, "onnx", {"name": "unet-fp16"})
+    with pytest.raises(IntegrityError, match="is not the graph that the engine a10-unet was"):
+        refit_from_graph(trt, bundle, built)

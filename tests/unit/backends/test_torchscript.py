@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_engines.backends import preflight, tensorrt
+from diffusion_engines.backends import gpus, preflight
 from diffusion_engines.backends.gpus import Gpu
-from diffusion_engines.backends.plans import torchscript
+from diffusion_engines.backends.nvidia import torchscript
+from diffusion_engines.backends.tensorrt import running
 from diffusion_engines.errors import BuildError, FingerprintError, HardwareError, IntegrityError
 from diffusion_engines.files import write_json, write_manifest
 from diffusion_engines.runtime.bundle import check_bundle, load_torchscript, wrap_engine
@@ -69,8 +70,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         # Neither Runtime nor deserialize_cuda_engine exists: using them fails the test.
         return SimpleNamespace(__name__="tensorrt", __version__=state.version)
 
-    monkeypatch.setattr(preflight, "find_gpu", lambda: state.gpu)
-    monkeypatch.setattr(tensorrt, "_tensorrt", library)
+    monkeypatch.setattr(gpus, "find_gpu", lambda: state.gpu)
+    monkeypatch.setattr(running, "library", library)
     return state
 
 
@@ -257,8 +258,8 @@ def test_a_missing_or_other_package_is_named(
 def test_an_engine_without_the_file_is_loaded_as_a_plan(
     machine: SimpleNamespace, tmp_path: Path
 ) -> None:
-    settings = {"torchscript": False, "build": {"version_compatible": False}}
-    settings["build"] |= {"hardware_compatibility": "none", "weights": "embedded"}
+    build = {"version_compatible": False, "hardware_compatibility": "none", "weights": "embedded"}
+    settings = {"torchscript": False, "build": build}
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     wrap_engine(make_engine(tmp_path / "engine", settings=settings), bundle)

@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 
-from diffusion_engines.backends import tensorrt
-from diffusion_engines.backends.plans.trtexec import (
+from diffusion_engines.backends.tensorrt import building
+from diffusion_engines.backends.tensorrt.building.trtexec import (
     find_trtexec,
     format_version,
     parse_version,
     trtexec_command,
 )
-from diffusion_engines.config import Dynamic, TensorRTBuild, TensorRTTarget
+from diffusion_engines.backends.tensorrt.settings import TensorRTBuild, TensorRTTarget
+from diffusion_engines.config import Dynamic
 from diffusion_engines.errors import BuildError, HardwareError
 from diffusion_engines.onnx.export import export_module
-from tests.conftest import ROOT, load
+from tests.conftest import ROOT, graph_of, load
 from tests.doubles.launcher import install
 
 RELEASES = json.loads((ROOT / "tests/data/trtexec_options.json").read_text())["releases"]
@@ -56,21 +57,23 @@ def command(
     return trtexec_command(
         Path("trtexec"),
         parse_version(release),
-        onnx=Path("model.onnx"),
+        graph=graph_of(Path("model.onnx"), inputs or [], precision),
         plan=Path("engine.plan"),
         layers=Path("layers.json"),
         timing_cache=timing_cache,
-        inputs=inputs or [],
-        precision=precision,
         build=build,
     )
+
+
+def changed(**settings: Any) -> TensorRTBuild:
+    return replace(BUILD, **settings)
 
 
 # Every value of every option, each beside the defaults of the others, and all at once.
 VARIANTS = {
     "default": BUILD,
     **{
-        f"{key}={value}": replace(BUILD, **{key: value})
+        f"{key}={value}": changed(**{key: value})
         for key, values in {
             "optimization_level": (0, 5),
             "workspace_mib": (4096,),
@@ -206,7 +209,7 @@ def run_build(graphs: dict[str, Any], folder: Path, key: str = "fixed", **change
     precision = changes.pop("precision", "fp16")
     cache = changes.pop("cache", None)
     target = replace(A10, build=replace(BUILD, **changes))
-    return tensorrt.build(onnx, folder, target, inputs, precision, cache)
+    return building.build(graph_of(onnx, inputs, precision), folder, target, cache)
 
 
 @pytest.mark.parametrize("key", ["fixed", "open"])

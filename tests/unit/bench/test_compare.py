@@ -5,17 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from diffusion_engines import layout
 from diffusion_engines.bench import compare
 from diffusion_engines.bench.breakdown import PHASES
+from diffusion_engines.bench.memory import PeakMemory
+from diffusion_engines.bench.results import read_benchmark, write_benchmark
 from diffusion_engines.config import Baseline, Benchmark
-from diffusion_engines.errors import HardwareError, IntegrityError
-from diffusion_engines.files import write_json
+from diffusion_engines.errors import ConfigError, HardwareError
 from diffusion_engines.layout import Workspace
 from diffusion_engines.runtime.assemble import torch_networks
 from tests.conftest import IMAGE
@@ -35,16 +36,18 @@ BENCHMARK = Benchmark(
 )
 
 
+MACHINE = {"cpu": "of a test"}
+
+
 def test_engines_and_pytorch_are_timed_alternately_and_written_down(
     tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(tiny_weights, tmp_path / layout.WEIGHTS)
-    monkeypatch.chdir(tmp_path)
-    write_json(layout.MACHINE, {"cpu": "of a test"})
+    workspace = Workspace(tmp_path)
+    shutil.copytree(tiny_weights, workspace.weights)
     order: list[str] = []
 
-    def noting(name: str) -> Any:
-        networks = torch_networks("fp32", "cpu", weights=layout.WEIGHTS)
+    def noting(name: str, weights: Path) -> Any:
+        networks = torch_networks("fp32", "cpu", weights=weights)
         unet = networks["unet"]
 
         def noted(*tensors: Any) -> Any:
@@ -57,60 +60,68 @@ def test_engines_and_pytorch_are_timed_alternately_and_written_down(
 
     def engines(*arguments: Any, **options: Any) -> Any:
         made.append((arguments, options))
-        return noting("engines")
+        return noting("engines", options["workspace"].weights)
 
     monkeypatch.setattr(
-        compare, "_torch_runner", lambda baseline, device: noting(baseline.compile or "pytorch")
+        compare,
+        "_torch_runner",
+        lambda baseline, weights, device: noting(baseline.compile or "pytorch", weights),
     )
     monkeypatch.setattr(compare, "target_networks", engines)
-    memory = iter([{"resident": i * 1_000_000, "gpu": 0} for i in (1, 2, 3)])
-    monkeypatch.setattr(compare, "peak_memory_of", lambda *arguments: next(memory))
-    folder = layout.benchmark("cpu")
-    folder.mkdir(parents=True)
-    metrics, plot = layout.metrics("benchmark", "cpu"), layout.plot("benchmark", "cpu")
-    compare.benchmark_target(
-        "cpu", {"unet": "fp32"}, BENCHMARK, IMAGE, folder, metrics, plot, device="cpu"
+    memory = iter([PeakMemory(i * 1_000_000, 0, 0) for i in (1, 2, 3)])
+    monkeypatch.setattr(compare, "peak_memory_of", lambda *arguments, gpu: next(memory))
+    result = compare.benchmark_target(
+        "cpu", {"unet": "fp32"}, BENCHMARK, IMAGE, workspace, MACHINE, device="cpu"
     )
+    folder = workspace.benchmark("cpu")
+    metrics, plot = workspace.metrics("benchmark", "cpu"), workspace.plot("benchmark", "cpu")
+    write_benchmark(result, folder, metrics, plot)
 
     runs = BENCHMARK.warmup + BENCHMARK.repeats
     turn = [name for name in ("pytorch", "default", "engines") for _ in range(BENCHMARK.steps)]
     assert order == turn * runs
     # What has no engine runs as in the first baseline.
-    assert made == [((Workspace(), "cpu", {"unet": "fp32"}, "cpu"), {"torch_precision": "fp32"})]
+    options = {"torch_precision": "fp32", "workspace": workspace}
+    assert made == [(("cpu", {"unet": "fp32"}, "cpu"), options)]
+    assert read_benchmark(folder) == result
+    # In order, also when read again: speedups are over the first.
+    assert result.runners == ("pytorch", "compiled", "engines")
+    assert [result.labels[name] for name in result.runners] == [
+        "PyTorch eager, fp32",
+        "torch.compile, default, fp32, channels last",
+        "engines, cpu",
+    ]
+    total = {name: result.median(name, "total") for name in result.runners}
+    assert result.images_per_second["engines"] == pytest.approx(1e3 / total["engines"])
+    assert result.machine == MACHINE
     found = json.loads(metrics.read_text())
     assert found["peak_mb"] == 3
-    details = json.loads((folder / "benchmark.json").read_text())
-    total = {name: details["latency"][name]["total"]["median_ms"] for name in details["latency"]}
     assert found["speedup"] == pytest.approx(total["pytorch"] / total["engines"], abs=1e-3)
-    assert details["images_per_second"]["engines"] == pytest.approx(1e3 / total["engines"])
-    assert details["machine"] == {"cpu": "of a test"}
-    assert details["runners"] == [  # in order: speedups are over the first
-        ["pytorch", "PyTorch eager, fp32"],
-        ["compiled", "torch.compile, default, fp32, channels last"],
-        ["engines", "engines, cpu"],
-    ]
     with plot.open() as file:
         rows = [(row["runner"], row["phase"]) for row in csv.DictReader(file)]
-    runners = ("pytorch", "compiled", "engines")
-    assert rows == [(r, p) for r in runners for p in (*PHASES, "denoiser_call")]
+    assert rows == [(r, p) for r in result.runners for p in (*PHASES, "denoiser_call")]
 
 
-def test_a_machine_that_was_not_probed_is_noticed_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "baseline", "error", "text"),
+    [
+        (
+            "article",
+            Baseline("fp16", autocast=True, compile=None, channels_last=False),
+            HardwareError,
+            r"baselines\.article\.autocast is for CUDA[\s\S]*found:    cpu",
+        ),
+        (
+            "engines",
+            BENCHMARK.baselines["pytorch"],
+            ConfigError,
+            r"baselines\.engines: ",
+        ),
+    ],
+)
+def test_baselines_that_cannot_be_are_refused_before_anything_runs(
+    tmp_path: Path, name: str, baseline: Baseline, error: type[Exception], text: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(IntegrityError, match=r"machine\.json does not exist"):
-        compare.benchmark_target(
-            "cpu", {}, BENCHMARK, IMAGE, tmp_path, tmp_path, tmp_path, device="cpu"
-        )
-
-
-def test_autocast_on_a_cpu_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    article = {"article": Baseline("fp16", autocast=True, compile=None, channels_last=False)}
-    autocast = Benchmark(**(vars(BENCHMARK) | {"baselines": BENCHMARK.baselines | article}))
-    with pytest.raises(HardwareError, match=r"baselines\.article\.autocast is for CUDA") as raised:
-        compare.benchmark_target(
-            "cpu", {}, autocast, IMAGE, tmp_path, tmp_path, tmp_path, device="cpu"
-        )
-    assert "found:    cpu" in str(raised.value)
-    assert list(tmp_path.iterdir()) == []
+    wrong = replace(BENCHMARK, baselines=BENCHMARK.baselines | {name: baseline})
+    with pytest.raises(error, match=text):
+        compare.benchmark_target("cpu", {}, wrong, IMAGE, Workspace(tmp_path), {}, device="cpu")

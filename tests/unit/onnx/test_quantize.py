@@ -15,14 +15,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from diffusion_engines.backends import backend
+from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
+from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXBuild, TensorRTRTXTarget
 from diffusion_engines.config import (
     EightBit,
     Mixed,
-    OnnxRuntimeBuild,
-    OnnxRuntimeTarget,
     QuantizedItem,
-    TensorRTRTXBuild,
-    TensorRTRTXTarget,
 )
 from diffusion_engines.errors import BuildError, ConfigError, ExportError
 from diffusion_engines.families.base import outputs_of
@@ -38,23 +36,24 @@ from diffusion_engines.onnx.quantize import (
     typed_inputs,
 )
 from diffusion_engines.onnx.simplify import simplify_graph
-from diffusion_engines.parity.graphs import GraphParity, compare_graphs
-from diffusion_engines.parity.metrics import Difference
+from diffusion_engines.parity.distances import Difference
+from diffusion_engines.parity.graphs import compare_graphs
+from diffusion_engines.parity.results import GraphParity
 from diffusion_engines.runtime.networks import example_inputs
 from diffusion_engines.runtime.recording import spread
-from tests.conftest import COMPONENTS, Loaded, load
+from tests.conftest import COMPONENTS, Loaded, graph_of, load
 
 RTX = TensorRTRTXTarget(
     "tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "layer_names_only", tf32=False)
 )
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
-KEPT = {
+KEPT: Any = {
     "text_encoder": [],
     "unet": [r"\.conv_in\.", r"\.conv_out\.", r"\.time_embedding\.", r"\.time_emb_proj\."],
     "vae_decoder": [r"\.conv_in\.", r"\.conv_out\."],
 }
 EIGHT_BIT = EightBit(calls=2, method="max", kept=KEPT, rel_l2=0.2)
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "int8": EIGHT_BIT,
     "fp8": EIGHT_BIT,
     "fp16-mixed": Mixed(calls=2, largest=512.0, kept={}, rel_l2=0.01),
@@ -62,7 +61,7 @@ SETTINGS = {
 # Relative L2 to fp32 PyTorch on random inputs, weights random: about twice of what the VAE decoder,
 # which loses most, was measured at.
 ALLOWED = {"fp32": 1e-5, "fp16": 3e-3, "fp16-mixed": 3e-3, "int8": 0.4, "fp8": 0.5}
-SOURCE = {"int8": "fp16", "fp8": "fp16", "fp16-mixed": "fp32"}
+SOURCE: dict[str, Any] = {"int8": "fp16", "fp8": "fp16", "fp16-mixed": "fp32"}
 
 
 class Graphs:
@@ -103,7 +102,7 @@ class Graphs:
             simplify_graph(raw / MODEL, folder, skipped_optimizers=[])
         return folder
 
-    def lowered(self, name: str, precision: str, opset: int = 22) -> Path:
+    def lowered(self, name: Any, precision: Any, opset: int = 22) -> Path:
         folder = self.root / f"{name}-{precision}-{opset}"
         if not folder.exists():
             source = self.source(name, SOURCE[precision], opset)
@@ -157,7 +156,7 @@ def test_tensorrt_rtx_builds_every_component_in_every_precision(
     make = graphs.lowered if precision in SOURCE else graphs.source
     path = make(name, precision) / MODEL
     inputs = [asdict(value) for value in graphs.loaded(name).inputs]
-    result = backend("tensorrt_rtx").build(path, tmp_path, RTX, inputs, precision)
+    result = backend("tensorrt_rtx").build(graph_of(path, inputs, precision), tmp_path, RTX)
     assert (tmp_path / result.engine).stat().st_size > 100_000
     assert result.precisions["fp16" if precision == "fp16-mixed" else precision] > 10
 
@@ -168,14 +167,14 @@ def test_an_engine_without_the_quantized_precision_is_refused(
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     path = graphs.source("text_encoder", "fp16") / MODEL
     with pytest.raises(BuildError, match="some int8"):
-        backend("tensorrt_rtx").build(path, tmp_path, RTX, [], "int8")
+        backend("tensorrt_rtx").build(graph_of(path, [], "int8"), tmp_path, RTX)
 
 
 @pytest.mark.parametrize("precision", SOURCE)
 def test_onnxruntime_builds_and_runs_it(graphs: Graphs, tmp_path: Path, precision: str) -> None:
     module = backend("onnxruntime")
     path = graphs.lowered("vae_decoder", precision) / MODEL
-    result = module.build(path, tmp_path, CPU, [], precision)
+    result = module.build(graph_of(path, [], precision), tmp_path, CPU)
     engine = module.load(
         tmp_path, {"engine": result.engine, "fingerprint": {"device": "cpu"}}, "cpu"
     )
@@ -336,7 +335,8 @@ def evaluate(folder: Path, inputs: tuple[torch.Tensor, ...]) -> np.ndarray:
     from onnx.reference import ReferenceEvaluator
 
     with np.errstate(all="ignore"):
-        return ReferenceEvaluator(str(folder / MODEL)).run(None, {"input_0": inputs[0].numpy()})[0]
+        evaluator: Any = ReferenceEvaluator(str(folder / MODEL))
+        return evaluator.run(None, {"input_0": inputs[0].numpy()})[0]
 
 
 def test_operators_that_are_kept_stay_in_fp32(graphs: Graphs, tmp_path: Path) -> None:

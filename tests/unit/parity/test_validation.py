@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import typing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,24 @@ import torch
 import yaml
 from onnx import numpy_helper
 
-from diffusion_engines import layout
 from diffusion_engines.backends import backend
+from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
 from diffusion_engines.config import (
-    OnnxRuntimeBuild,
-    OnnxRuntimeTarget,
-    Precision,
-    QuantizedPrecision,
     params_from_config,
 )
 from diffusion_engines.errors import ConfigError, IntegrityError
 from diffusion_engines.files import write_manifest
+from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.export import export_module
-from diffusion_engines.parity import validation
+from diffusion_engines.parity.results import Validation, read_validation, write_validation
 from diffusion_engines.parity.scorers import ALEXNET
 from diffusion_engines.parity.validation import validate_target
+from diffusion_engines.precisions import PRECISIONS
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.bundle import wrap_engine
 from diffusion_engines.runtime.recording import record_reference
-from tests.conftest import COMPONENTS, ROOT, load
+from tests.conftest import COMPONENTS, ROOT, graph_of, load
 
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
 ALL = dict.fromkeys(COMPONENTS, "fp32")
@@ -46,9 +43,9 @@ STEPS = 3
 def built(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights, a recorded reference and sound fp32 bundles, as the stages write them."""
     root = tmp_path_factory.mktemp("built")
-    shutil.copytree(tiny_weights, root / layout.WEIGHTS)
+    shutil.copytree(tiny_weights, Workspace(root).weights)
     networks = torch_networks("fp32", "cpu", weights=tiny_weights)
-    reference = root / layout.REFERENCE
+    reference = Workspace(root).reference
     reference.mkdir()
     settings = sampling.Settings("lms", STEPS, 7.5, 128, 128)
     model = sampling.load_model(tiny_weights)
@@ -59,7 +56,7 @@ def built(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in COMPONENTS:
         loaded = load(tiny_weights, name)
         graph, engine = root / "graphs" / name, root / "engines" / name
-        bundle = root / layout.bundle("cpu", name)
+        bundle = Workspace(root).bundle("cpu", name)
         for folder in (graph, engine, bundle):
             folder.mkdir(parents=True)
         export_module(
@@ -74,7 +71,7 @@ def built(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         inputs = [asdict(value) for value in loaded.inputs]
         module = backend("onnxruntime")
-        result = module.build(graph / "model.onnx", engine, CPU, inputs, "fp32")
+        result = module.build(graph_of(graph / "model.onnx", inputs, "fp32", name), engine, CPU)
         info = {
             "name": f"cpu-{name}",
             "component": name,
@@ -89,10 +86,13 @@ def built(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workspace(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A copy to change; the current folder is another one, and nothing may be read from it."""
     shutil.copytree(built / "artifacts", tmp_path / "artifacts")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    return Workspace(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -100,24 +100,22 @@ def tolerances() -> Any:
     return params_from_config(yaml.safe_load((ROOT / "params.yaml").read_text()))["validate"]
 
 
-def validate(tolerances: Any, components: dict[str, str] = ALL) -> list[str]:
-    folder = layout.validation("cpu")
+def validate(
+    workspace: Workspace, tolerances: Any, components: dict[str, str] = ALL
+) -> tuple[str, ...]:
+    result, pictures = validate_target("cpu", components, tolerances, workspace, device="cpu")
+    folder = workspace.validation("cpu")
     folder.mkdir(parents=True, exist_ok=True)
-    return validate_target(
-        "cpu",
-        components,
-        tolerances,
-        folder,
-        layout.metrics("validate", "cpu"),
-        layout.plots("validate", "cpu"),
-        device="cpu",
-    )
+    metrics, plots = workspace.metrics("validate", "cpu"), workspace.plots("validate", "cpu")
+    write_validation(result, pictures, folder, metrics, plots)
+    assert read_validation(folder) == result
+    return result.misses
 
 
-def results() -> tuple[dict[str, Any], dict[str, Any]]:
+def results(workspace: Workspace) -> tuple[dict[str, Any], Validation]:
     return (
-        json.loads(layout.metrics("validate", "cpu").read_text()),
-        json.loads((layout.validation("cpu") / "validation.json").read_text()),
+        json.loads(workspace.metrics("validate", "cpu").read_text()),
+        read_validation(workspace.validation("cpu")),
     )
 
 
@@ -126,9 +124,9 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def rewrite_weights(component: str, change: Any) -> None:
+def rewrite_weights(workspace: Workspace, component: str, change: Any) -> None:
     """Change an engine's first convolution kernel or matrix, and vouch for it in the manifest."""
-    bundle = layout.bundle("cpu", component)
+    bundle = workspace.bundle("cpu", component)
     model = onnx.load(bundle / "engine.onnx")
     weight = next(i for i in model.graph.initializer if len(i.dims) >= 2)
     array = numpy_helper.to_array(weight).copy()
@@ -143,133 +141,131 @@ def rewrite_weights(component: str, change: Any) -> None:
     write_manifest(bundle, "bundle", info)
 
 
-def test_sound_engines_meet_the_default_tolerances(workspace: Path, tolerances: Any) -> None:
-    assert validate(tolerances) == []
-    metrics, details = results()
+def test_sound_engines_meet_the_default_tolerances(workspace: Workspace, tolerances: Any) -> None:
+    assert validate(workspace, tolerances) == ()
+    metrics, details = results(workspace)
     assert 0 < metrics["unet_rel_l2"] < 1e-4
     assert metrics["not_finite"] == 0
     assert metrics["psnr"] > 60
     assert metrics["ssim"] > 0.999
-    assert details["misses"] == []
-    calls = [row["component"] for row in table(layout.validation("cpu") / "steps.csv")]
+    assert details.misses == ()
+    calls = [row["component"] for row in table(workspace.validation("cpu") / "steps.csv")]
     assert {name: calls.count(name) for name in calls} == {
         "text_encoder": 2,  # with and without the prompt
         "unet": STEPS,
         "vae_decoder": 1,
     }
-    assert {
-        row["component"] for row in table(layout.plots("validate", "cpu") / "denoiser.csv")
-    } == {"unet"}
-    latents = table(layout.validation("cpu") / "trajectory.csv")
+    plotted = table(workspace.plots("validate", "cpu") / "denoiser.csv")
+    assert {row["component"] for row in plotted} == {"unet"}
+    latents = table(workspace.validation("cpu") / "trajectory.csv")
     assert [(row["image"], row["step"]) for row in latents] == [
         ("0", str(step)) for step in range(1, STEPS + 1)
     ]
     assert metrics["latents_rel_l2"] == max(float(row["rel_l2"]) for row in latents)
     assert 0 < metrics["latents_rel_l2"] < 1e-4
     assert metrics["latents_cosine"] > 0.999999
-    assert table(layout.plots("validate", "cpu") / "latents.csv") == latents
-    assert (layout.validation("cpu") / "image-00.png").is_file()
+    assert table(workspace.plots("validate", "cpu") / "latents.csv") == latents
+    assert (workspace.validation("cpu") / "image-00.png").is_file()
 
 
 def test_a_broken_engine_is_reported_and_the_measurements_are_kept(
-    workspace: Path, tolerances: Any
+    workspace: Workspace, tolerances: Any
 ) -> None:
     def scale(array: Any) -> None:
         array *= 1.05
 
-    rewrite_weights("unet", scale)
-    misses = validate(tolerances)
+    rewrite_weights(workspace, "unet", scale)
+    misses = validate(workspace, tolerances)
     assert any(miss.startswith("unet (fp32), call 0: rel_l2") for miss in misses)
     assert not any(miss.startswith(("text_encoder", "vae_decoder")) for miss in misses)
-    metrics, details = results()
+    metrics, details = results(workspace)
     assert metrics["unet_rel_l2"] > 1e-4
-    assert details["misses"] == misses
+    assert details.misses == misses
     # Of a whole run, the first step that is out of tolerance; later ones only inherit it.
     assert len([miss for miss in misses if miss.startswith("latents of image 0, step ")]) == 1
-    found = [float(row["rel_l2"]) for row in table(layout.validation("cpu") / "trajectory.csv")]
+    found = [float(row["rel_l2"]) for row in table(workspace.validation("cpu") / "trajectory.csv")]
     assert max(found) == metrics["latents_rel_l2"] > tolerances.latents["fp32"].rel_l2
 
 
 def test_nan_in_an_engine_is_counted_and_its_image_is_worthless(
-    workspace: Path, tolerances: Any
+    workspace: Workspace, tolerances: Any
 ) -> None:
     def break_one(array: Any) -> None:
         array.flat[0] = float("nan")
 
-    rewrite_weights("unet", break_one)
-    misses = validate(tolerances)
+    rewrite_weights(workspace, "unet", break_one)
+    misses = validate(workspace, tolerances)
     assert any("values are NaN or infinite" in miss for miss in misses)
     assert any("image 0: PSNR 0.0 dB" in miss for miss in misses)
     assert any(miss.startswith("latents of image 0, step 1 of 3: ") for miss in misses)
-    metrics, _ = results()
+    metrics, _ = results(workspace)
     assert metrics["not_finite"] > 0
     assert (metrics["psnr"], metrics["ssim"]) == (0, 0)
 
 
-def test_components_without_an_engine_run_in_pytorch(workspace: Path, tolerances: Any) -> None:
-    shutil.rmtree(layout.bundle("cpu", "vae_decoder"))
+def test_components_without_an_engine_run_in_pytorch(workspace: Workspace, tolerances: Any) -> None:
+    shutil.rmtree(workspace.bundle("cpu", "vae_decoder"))
     components = {"unet": "fp32", "text_encoder": "fp32"}
-    assert validate(tolerances, components) == []
-    _, details = results()
-    assert set(details["components"]) == set(components)
+    assert validate(workspace, tolerances, components) == ()
+    _, details = results(workspace)
+    assert {part.component for part in details.components} == set(components)
 
 
 def test_a_missing_tolerance_fails_before_an_engine_is_loaded(
-    workspace: Path, tolerances: Any
+    workspace: Workspace, tolerances: Any
 ) -> None:
-    shutil.rmtree(layout.bundles("cpu"))
+    shutil.rmtree(workspace.bundles("cpu"))
     lacking = replace(tolerances, components={"unet": {}})
     with pytest.raises(ConfigError, match=r"validate\.components\.unet\.fp32 has no tolerance"):
-        validate(lacking, {"unet": "fp32"})
+        validate(workspace, lacking, {"unet": "fp32"})
     for section in ("latents", "images"):
         with pytest.raises(ConfigError, match=rf"validate\.{section}\.fp32 has no tolerance"):
-            validate(replace(tolerances, **{section: {}}), {"unet": "fp32"})
+            validate(workspace, replace(tolerances, **{section: {}}), {"unet": "fp32"})
 
 
 def test_scorers_that_are_not_there_are_said_to_be_not_there(
-    workspace: Path, tolerances: Any, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, tolerances: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert validate(tolerances) == []
-    metrics, details = results()
+    assert validate(workspace, tolerances) == ()
+    metrics, details = results(workspace)
     printed = capsys.readouterr().out
     assert metrics["lpips"] is metrics["clip"] is metrics["clip_reference"] is None
     for name, path in (("lpips", f"lpips/checkpoints/{ALEXNET}"), ("clip", "clip")):
-        reason = f"models/scorers/{path} is not there"
-        assert details["scores"][name] == {"images": None, "reference": None, "missing": reason}
+        reason = f"{workspace.root / tolerances.scorers / path} is not there"
+        assert details.not_scored[name] == reason
         assert f"{name}: not measured, {reason}" in printed
 
 
 def test_a_clip_model_scores_the_images_and_the_reference(
-    workspace: Path, tolerances: Any, tiny_clip: Path
+    workspace: Workspace, tolerances: Any, tiny_clip: Path
 ) -> None:
-    assert validate(replace(tolerances, scorers=str(tiny_clip.parent))) == []
-    metrics, details = results()
-    scores = details["scores"]["clip"]
-    assert (len(scores["images"]), len(scores["reference"]), scores["missing"]) == (1, 1, "")
+    assert validate(workspace, replace(tolerances, scorers=str(tiny_clip.parent))) == ()
+    metrics, details = results(workspace)
+    (image,) = details.images
+    assert (image.clip, image.clip_reference) == (metrics["clip"], metrics["clip_reference"])
+    assert "clip" not in details.not_scored
     assert metrics["clip"] == pytest.approx(metrics["clip_reference"], abs=0.05)
     assert metrics["clip"] > 0
 
 
-def test_a_damaged_reference_is_refused(workspace: Path, tolerances: Any) -> None:
-    path = layout.REFERENCE / "unet.safetensors"
+def test_a_damaged_reference_is_refused(workspace: Workspace, tolerances: Any) -> None:
+    path = workspace.reference / "unet.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match=r"unet\.safetensors is damaged"):
-        validate(tolerances)
+        validate(workspace, tolerances)
 
 
-def test_damaged_weights_are_refused(workspace: Path) -> None:
-    path = layout.weights("vae") / "diffusion_pytorch_model.safetensors"
+def test_damaged_weights_are_refused(workspace: Workspace) -> None:
+    path = workspace.weights / "vae" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(IntegrityError, match="wrong size"), torch.no_grad():
-        torch_networks("fp32", "cpu", weights=layout.WEIGHTS)
+        torch_networks("fp32", "cpu", weights=workspace.weights)
 
 
-def test_every_precision_has_tolerances_and_a_place_among_the_others() -> None:
-    precisions = {*typing.get_args(Precision), *typing.get_args(QuantizedPrecision)}
-    assert set(validation._PRECISIONS) == precisions
+def test_every_precision_has_tolerances() -> None:
     tolerances = params_from_config(yaml.safe_load((ROOT / "params.yaml").read_text()))["validate"]
-    assert set(tolerances.images) == set(tolerances.latents) == precisions
+    assert set(tolerances.images) == set(tolerances.latents) == set(PRECISIONS)
     for component in COMPONENTS:
-        assert set(tolerances.components[component]) == precisions
+        assert set(tolerances.components[component]) == set(PRECISIONS)

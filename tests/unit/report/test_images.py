@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 
 from diffusion_engines.report.images import amplified_difference, write_trajectory
 
@@ -20,6 +21,7 @@ def test_trajectory_keeps_every_frame_at_a_size_to_look_at(tmp_path, edge, width
     frame = save(tmp_path / "frame.png", np.full((edge, edge, 3), 90))
     write_trajectory(tmp_path / "a.gif", [frame] * 4, [0, 2, 4, 6])
     with Image.open(tmp_path / "a.gif") as gif:
+        assert isinstance(gif, GifImageFile)
         assert gif.n_frames == 4
         assert gif.width == width
         assert gif.info["loop"] == 0

@@ -4,20 +4,19 @@ import dataclasses
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from diffusion_engines import config
 from diffusion_engines.errors import IntegrityError
+from diffusion_engines.parity.scorers import Scores
 from diffusion_engines.report.page import write_report
-from tests.unit.report.conftest import write_generated
+from tests.reports import PYTORCH, Made, write_generated
 
 
-def written(made: SimpleNamespace) -> str:
-    write_report(made.folder, **made.arguments)
+def written(made: Made) -> str:
+    write_report(made.workspace, made.folder, **made.arguments)
     return (made.folder / "index.html").read_text(encoding="utf-8")
 
 
@@ -26,7 +25,7 @@ def words_of(page: str) -> str:
     return " ".join(re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL).split())
 
 
-def summary(made: SimpleNamespace) -> dict[str, Any]:
+def summary(made: Made) -> dict[str, Any]:
     written(made)
     return json.loads((made.folder / "fleet.json").read_text())
 
@@ -73,11 +72,27 @@ def test_page_escapes_prompts(fleet) -> None:
     assert "lemons &amp; &lt;script&gt;" in page
 
 
+def test_speedups_are_over_the_first_baseline_whatever_its_name(fleet) -> None:
+    compiled = dataclasses.replace(PYTORCH, compile="default")
+    made = fleet(baselines={"as_before": PYTORCH, "compiled": compiled})
+    text = words_of(written(made))
+    assert "24.0 ms PyTorch eager, fp32: 60.0 ms; 3 steps, on Testor 9000" in text
+    assert "cpu beside PyTorch eager, fp32" in text
+    assert "torch.compile, default, fp32" in text
+    assert summary(made)["engines"][1]["speed"] == "12.0 ms, 2.50× PyTorch"
+
+
+def test_memory_on_a_gpu_is_the_drivers_figure_with_pytorchs_beside_it(fleet) -> None:
+    assert "GPU memory" not in words_of(written(fleet()))
+    text = words_of(written(fleet(gpus=("GPU A",))))
+    assert "peak GPU memory 3.00 GB 3.00 GB of it PyTorch’s 1.00 MB 1.00 MB" in text
+
+
 @pytest.mark.parametrize(("source", "shown"), [("synthetic", True), ("hub", False)])
 def test_page_calls_random_weights_synthetic(fleet, source, shown) -> None:
     made = fleet(source=source)
     if source == "hub":
-        for path in Path("artifacts/engines").rglob("manifest.json"):
+        for path in (made.workspace.artifacts / "engines").rglob("manifest.json"):
             path.write_text(json.dumps(json.loads(path.read_text()) | {"synthetic": False}))
     assert ("Synthetic weights." in words_of(written(made))) is shown
     assert summary(made)["synthetic"] is shown
@@ -87,7 +102,7 @@ def test_page_names_what_was_fused(fleet) -> None:
     made = fleet()
     assert "LoRA" not in words_of(written(made))
     assert summary(made)["loras"] == []
-    path = Path("artifacts/engines/cpu/unet/manifest.json")
+    path = made.workspace.engine("cpu", "unet") / "manifest.json"
     entry = {"file": "ink.safetensors", "sha256": "c" * 64, "weight": 0.8, "layers": 56}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"loras": [entry]}))
     model = made.arguments["model"]
@@ -147,7 +162,7 @@ def test_a_fleet_without_lower_precisions_says_nothing_of_them(fleet) -> None:
 def test_nothing_measured(fleet) -> None:
     made = fleet({"rtx40-unet": "fp16"}, measure=())
     text = words_of(written(made))
-    assert not Path("artifacts/validation").exists()
+    assert not (made.workspace.artifacts / "validation").exists()
     assert "built, not run here" in text
     assert "Nothing was measured on this machine" in text
     assert sorted(path.name for path in made.folder.iterdir()) == [
@@ -190,8 +205,8 @@ def test_scores_that_were_not_measured_say_why_and_once(fleet) -> None:
 
 def test_scores_stand_beside_the_images(fleet) -> None:
     scores = {
-        "lpips": {"images": [0.0, 0.0123], "reference": None, "missing": ""},
-        "clip": {"images": [27.5, 31.25], "reference": [27.25, 31.0], "missing": ""},
+        "lpips": Scores((0.0, 0.0123)),
+        "clip": Scores((27.5, 31.25), (27.25, 31.0)),
     }
     text = words_of(written(fleet(scores=scores)))
     assert "LPIPS 0.0123, CLIP score 31.25 (reference 31.00)" in text
@@ -208,7 +223,7 @@ def test_differences_name_their_factor(fleet) -> None:
 def test_generated_images_stand_with_their_prompts(fleet) -> None:
     made = fleet()
     assert "What the engines paint" not in words_of(written(made))
-    write_generated("cpu", 2, animated=True)
+    write_generated(made.workspace, "cpu", 2, animated=True)
     page = written(made)
     assert page.count("data:image/gif") == 3  # and the reference's
     text = words_of(page)
@@ -218,7 +233,7 @@ def test_generated_images_stand_with_their_prompts(fleet) -> None:
 
 def test_many_generated_images_are_counted_and_not_shown(fleet) -> None:
     made = fleet()
-    write_generated("cpu", 5, animated=False)
+    write_generated(made.workspace, "cpu", 5, animated=False)
     page = written(made)
     assert page.count("data:image/gif") == 1
     text = words_of(page)
@@ -230,7 +245,7 @@ def test_many_generated_images_are_counted_and_not_shown(fleet) -> None:
 def test_stale_targets_are_not_read(fleet) -> None:
     made = fleet()
     for folder in ("validation", "benchmark"):
-        stale = Path(f"artifacts/{folder}/gone/{folder}.json")
+        stale = made.workspace.artifacts / folder / "gone" / f"{folder}.json"
         stale.parent.mkdir()
         stale.write_text("not JSON")
     assert "gone" not in words_of(written(made))
@@ -248,9 +263,19 @@ def test_missing_tolerance_is_said(fleet) -> None:
     assert "MISSED" in summary(made)["engines"][0]["parity"]
 
 
+def test_many_misses_are_counted_and_not_shown(fleet) -> None:
+    engines = {"cpu-text_encoder": "fp32", "cpu-unet": "fp32"}
+    text = words_of(written(fleet(engines, rel_l2=1e-3)))
+    assert "unet (fp32), call 5" in text
+    assert "more, in" not in text
+    text = words_of(written(fleet(engines | {"cpu-vae_decoder": "fp32"}, rel_l2=1e-3)))
+    assert "vae_decoder (fp32), call 0" not in text
+    assert "and 2 more, in artifacts/validation/cpu/validation.json" in text
+
+
 def test_damaged_artifacts_are_named(fleet) -> None:
     made = fleet()
-    Path("artifacts/engines/cpu/unet/manifest.json").unlink()
+    (made.workspace.engine("cpu", "unet") / "manifest.json").unlink()
     with pytest.raises(IntegrityError, match=r"engines/cpu/unet/manifest\.json"):
         written(made)
 
@@ -261,5 +286,5 @@ def test_equal_artifacts_give_equal_bytes(fleet, tmp_path) -> None:
     first = {path.name: path.read_bytes() for path in made.folder.iterdir()}
     again = tmp_path / "again"
     again.mkdir()
-    written(SimpleNamespace(folder=again, arguments=made.arguments))
+    written(dataclasses.replace(made, folder=again))
     assert {path.name: path.read_bytes() for path in again.iterdir()} == first

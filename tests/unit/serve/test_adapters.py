@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
+from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
 from diffusion_engines.errors import ConfigError, HardwareError
 from diffusion_engines.runtime.shapes import CheckedEngine
 from diffusion_engines.serve.adapters import UNet
@@ -28,13 +29,14 @@ class Half(torch.nn.Module):
         return (2 * tensors[0]).half()
 
 
-def make(device: str = "cuda") -> tuple[UNet, Half]:
+def make(device: Literal["cpu", "cuda"] = "cuda") -> tuple[UNet, Half]:
+    target = OnnxRuntimeTarget("onnxruntime", device, OnnxRuntimeBuild("all", tf32=False))
     inputs = [asdict(i) for i in COMPONENTS["unet"].inputs(ARCHITECTURE, IMAGE, STATIC)]
     manifest = {
         "name": "gpu-unet",
         "component": "unet",
         "precision": "fp16",
-        "settings": {} if device == "cuda" else {"device": device},
+        "settings": asdict(target),
         "inputs": inputs,
     }
     engine = Half()

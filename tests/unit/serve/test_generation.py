@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 
 from diffusion_engines import load_pipeline
 from diffusion_engines.config import Dynamic, Generate
@@ -60,7 +61,7 @@ def generate(
 ) -> Path:
     folder.mkdir(parents=True)
     wanted = replace(GENERATE, **changes)
-    generate_images(workspace, "cpu", components, wanted, IMAGE, folder, device="cpu")
+    generate_images("cpu", components, wanted, IMAGE, folder, workspace=workspace, device="cpu")
     return folder
 
 
@@ -97,7 +98,7 @@ def test_an_image_carries_its_settings_and_they_make_it_again(
         assert engine["manifest_sha256"] == sha256_of_file(manifest)
         assert engine["fingerprint"] == json.loads(manifest.read_text())["fingerprint"]
 
-    pipeline = load_pipeline(workspace.bundles("cpu"))
+    pipeline: Any = load_pipeline(workspace.bundles("cpu"))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = make_scheduler(FAMILY, settings["scheduler"], pipeline.scheduler.config)
     noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(settings["seed"]))
@@ -114,6 +115,7 @@ def test_an_image_carries_its_settings_and_they_make_it_again(
 
 def test_the_animation_shows_how_it_came_about(made: Path) -> None:
     with Image.open(made / "image-00.gif") as animation:
+        assert isinstance(animation, GifImageFile)
         assert animation.n_frames == 3
         frames = []
         for index in range(3):
@@ -167,7 +169,7 @@ def test_a_size_that_the_engines_lack_stops_before_any_work(
 
 
 def engines(dynamic: Dynamic) -> dict[str, CheckedEngine]:
-    architectures = {
+    architectures: dict[str, dict[str, Any]] = {
         "text_encoder": {},
         "unet": {"in_channels": 4, "cross_attention_dim": 8, "block_out_channels": [1, 2, 3]},
         "vae_decoder": {"latent_channels": 4},

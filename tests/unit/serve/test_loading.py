@@ -38,7 +38,7 @@ def own(tiny_weights: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def served(tiny_bundles: Path) -> Any:
-    pipeline = load_pipeline(tiny_bundles)
+    pipeline: Any = load_pipeline(tiny_bundles)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -67,7 +67,8 @@ def test_the_pictures_are_those_of_diffusers(own: Any, served: Any, settings: An
 
 
 def test_serving_code_changes_the_scheduler_as_ever(own: Any, tiny_bundles: Path) -> None:
-    pipelines = [own, load_pipeline(tiny_bundles, device="cpu").to("cpu")]
+    served: Any = load_pipeline(tiny_bundles, device="cpu")
+    pipelines = [own, served.to("cpu")]
     before = own.scheduler
     for pipeline in pipelines:
         pipeline.set_progress_bar_config(disable=True)
@@ -83,7 +84,7 @@ def test_an_open_engine_takes_several_images_and_sizes(
 ) -> None:
     bounds = Dynamic(batch_size=[1, 2], height=[64, 192], width=[64, 192])
     write_bundles(tiny_weights, tmp_path / "cpu", bounds)
-    served = load_pipeline(tmp_path / "cpu")
+    served: Any = load_pipeline(tmp_path / "cpu")
     served.set_progress_bar_config(disable=True)
     two = {"prompt": [PROMPT, "lemons"], "negative_prompt": ["", "red"], "height": 64, "width": 192}
     expected, found = paint(own, **two), paint(served, **two)
@@ -97,7 +98,8 @@ def test_an_open_engine_takes_several_images_and_sizes(
 
 def test_half_precision_engines_come_close(own: Any, tiny_weights: Path, tmp_path: Path) -> None:
     write_bundles(tiny_weights, tmp_path / "cpu", precision="fp16")
-    served = load_pipeline(tmp_path / "cpu").to(torch.float16)
+    served: Any = load_pipeline(tmp_path / "cpu")
+    served = served.to(torch.float16)
     served.set_progress_bar_config(disable=True)
     difference = np.abs(paint(served) - paint(own))
     assert 1e-5 < difference.max() < 0.05  # it is another precision, and the same picture

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,9 @@ class BreaksOff(Hub):
 
     def answer(self, body: bytes, kind: str) -> None:
         if self.command == "GET" and len(body) > 1_000_000:
-            write = self.wfile.write
-            self.wfile.write = lambda data: write(data[:1024])
+            stream: Any = self.wfile
+            write = stream.write
+            stream.write = lambda data: write(data[:1024])
             self.close_connection = True
         super().answer(body, kind)
 

@@ -82,7 +82,7 @@ def with_adapters(cls: Any, model: Path, *loras: tuple[Path, float]) -> Any:
     for index, (path, _) in enumerate(loras):
         names.append(f"lora{index}")
         state, alphas, header = mixin.lora_state_dict(
-            path, unet_config=None, return_lora_metadata=True, local_files_only=True
+            str(path), unet_config=None, return_lora_metadata=True, local_files_only=True
         )
         if is_unet:
             mixin.load_lora_into_unet(state, alphas, network, names[-1], metadata=header)
@@ -357,7 +357,7 @@ def test_what_each_lora_changed_is_counted(model: Path, tmp_path: Path) -> None:
 
 
 # Each turns a good file into a bad one.
-Damage = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
+Damage = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 FIRST = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k"
 
 

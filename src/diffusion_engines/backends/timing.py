@@ -1,4 +1,4 @@
-"""Timing caches: how fast TensorRT found each kernel, kept between builds.
+"""Timing caches: how fast a builder found each kernel, kept between builds.
 
 With one, a rebuild after a small change times only what changed, and chooses the same kernels
 again for the rest. Each build reads the cache that its component's last build with the same
@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from diffusion_engines import layout
 from diffusion_engines.errors import BuildError
 from diffusion_engines.files import new_folder, read_manifest
 
 TIMING_CACHE = "timing.cache"
 
 
-def find_timing_cache(target: str, component: str, fingerprint: Mapping[str, Any]) -> Path | None:
-    """Return the cache of an earlier build of a component with a fingerprint."""
-    path = layout.timing(target) / fingerprint_key(fingerprint) / f"{component}.cache"
+def find_timing_cache(kept: Path, component: str, fingerprint: Mapping[str, object]) -> Path | None:
+    """Return the cache of an earlier build of a component with a fingerprint.
+
+    Args:
+        kept: the folder of the target's caches.
+        component: such as ``unet``.
+        fingerprint: of the build.
+    """
+    path = kept / fingerprint_key(fingerprint) / f"{component}.cache"
     return path if path.is_file() else None
 
 
-def fingerprint_key(fingerprint: Mapping[str, Any]) -> str:
+def fingerprint_key(fingerprint: Mapping[str, object]) -> str:
     """Return a short name for a fingerprint: timings of another GPU or release are worthless."""
     text = json.dumps(fingerprint, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -43,20 +47,22 @@ def check_timing_cache(path: Path, builder: str) -> None:
         )
 
 
-def collect_timing_caches(target: str, components: Iterable[str]) -> None:
+def collect_timing_caches(kept: Path, engines: Mapping[str, Path]) -> None:
     """Add the caches beside a target's engines to those of earlier builds.
+
+    Args:
+        kept: the folder of the target's caches.
+        engines: the folder of each engine, by component.
 
     Raises:
         IntegrityError: an engine is missing or damaged.
     """
-    earlier = layout.timing(target)
-    with new_folder(earlier) as folder:
-        for path in sorted(earlier.glob("*/*")):
-            copy = folder / path.relative_to(earlier)
+    with new_folder(kept) as folder:
+        for path in sorted(kept.glob("*/*")):
+            copy = folder / path.relative_to(kept)
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(path.read_bytes())
-        for component in components:
-            engine = layout.engine(target, component)
+        for component, engine in engines.items():
             manifest = read_manifest(engine, "engine")
             place = folder / fingerprint_key(manifest["fingerprint"])
             place.mkdir(exist_ok=True)

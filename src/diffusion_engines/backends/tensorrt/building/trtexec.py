@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from diffusion_engines.backends.plans.building import profile_shapes
-from diffusion_engines.config import TensorRTBuild
+from diffusion_engines.backends.base import Graph, GraphInput
+from diffusion_engines.backends.nvidia.building import profile_shapes
+from diffusion_engines.backends.tensorrt.settings import TensorRTBuild
 from diffusion_engines.errors import BuildError, HardwareError
 
 Version = tuple[int, int, int]
@@ -115,40 +116,36 @@ def trtexec_command(
     trtexec: Path,
     version: Version,
     *,
-    onnx: Path,
+    graph: Graph,
     plan: Path,
     layers: Path,
     timing_cache: Path | None,
-    inputs: list[dict[str, Any]],
-    precision: str,
     build: TensorRTBuild,
 ) -> list[str]:
-    """Return the command that builds ``plan`` from ``onnx`` and writes ``layers``.
+    """Return the command that builds ``plan`` from ``graph`` and writes ``layers``.
 
     Args:
         trtexec: the program.
         version: of it.
-        onnx: the graph.
+        graph: to build.
         plan: gets the engine.
         layers: gets its layer information as JSON.
         timing_cache: read if it exists, and written.
-        inputs: name and shape of each input; open dimensions as ``{size, min, max}``.
-        precision: of the graph.
         build: conf/build/tensorrt.yaml.
 
     Raises:
         BuildError: this version lacks something that is asked for.
     """
-    check_supported(build, precision, version)
+    check_supported(build, graph.precision, version)
     command = [
         str(trtexec),
-        f"--onnx={onnx}",
+        f"--onnx={graph.path}",
         f"--saveEngine={plan}",
         "--skipInference",
         f"--exportLayerInfo={layers}",
         f"--profilingVerbosity={build.profiling_verbosity}",
         f"--builderOptimizationLevel={build.optimization_level}",
-        *_typing(version, precision),
+        *_typing(version, graph.precision),
         *_WEIGHTS_FLAGS[build.weights],
     ]
     if not build.tf32:
@@ -167,7 +164,7 @@ def trtexec_command(
         command.append("--excludeLeanRuntime")
     if build.hardware_compatibility != "none":
         command.append(f"--hardwareCompatibilityLevel={_HARDWARE[build.hardware_compatibility]}")
-    return [*command, *_profile(inputs)]
+    return [*command, *_profile(graph.inputs)]
 
 
 def _typing(version: Version, precision: str) -> tuple[str, ...]:
@@ -176,7 +173,7 @@ def _typing(version: Version, precision: str) -> tuple[str, ...]:
     return ("--stronglyTyped",) if version >= STRONGLY_TYPED else _PRECISION_FLAGS[precision]
 
 
-def _profile(inputs: list[dict[str, Any]]) -> list[str]:
+def _profile(inputs: Sequence[GraphInput]) -> list[str]:
     """Shapes are given for open inputs alone: trtexec refuses them for a static graph."""
     shapes = profile_shapes(inputs)
     if not shapes:

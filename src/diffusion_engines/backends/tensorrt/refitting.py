@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from diffusion_engines import layout
+from diffusion_engines.backends.base import Manifest
+from diffusion_engines.backends.preflight import rebuild, recorded
 from diffusion_engines.errors import BuildError, IntegrityError
 from diffusion_engines.files import read_manifest
+from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.graph import MODEL
 
 
-def refit_from_graph(trt: Any, manifest: Mapping[str, Any]) -> Callable[[Any, Any], None]:
+def refit_from_graph(trt: Any, bundle: Path, manifest: Manifest) -> Callable[[Any, Any], None]:
     """Return what gives an engine the weights of the graph that it was built from.
 
     The graph's files are compared with those of the build first: TensorRT takes other weights
-    without a word.
+    without a word. The graph lies in the workspace that the bundle is in.
 
     Raises:
         IntegrityError: the graph is missing, damaged, or another one.
     """
-    built = manifest["onnx"]
-    folder = layout.onnx(built["name"])
-    if read_manifest(folder, "onnx")["files"] != built["files"]:
+    folder = _workspace_of(bundle).onnx(recorded(manifest, "onnx.name", str))
+    if read_manifest(folder, "onnx")["files"] != recorded(manifest, "onnx.files", dict):
         raise IntegrityError(
             f"{folder} is not the graph that the engine {manifest['name']} was built from",
             expected="the hashes in the engine's manifest",
             found="others",
-            fix=f"`dvc checkout` the commit of the engine, or `dvc repro build@{manifest['name']}`",
+            fix=f"`dvc checkout` the commit of the engine, or {rebuild(manifest)}",
         )
 
     def refit(engine: Any, logger: Any) -> None:
@@ -41,3 +43,15 @@ def refit_from_graph(trt: Any, manifest: Mapping[str, Any]) -> Callable[[Any, An
             )
 
     return refit
+
+
+def _workspace_of(path: Path) -> Workspace:
+    for parent in path.absolute().parents:
+        if parent.name == "artifacts":
+            return Workspace(parent.parent)
+    raise IntegrityError(
+        f"{path} has a plan without weights, and lies in no workspace with its graph",
+        expected="a bundle in artifacts/bundles/, beside artifacts/onnx/",
+        found=str(path.absolute()),
+        fix="load it from the workspace, or build it with build.weights=embedded (conf/build/)",
+    )

@@ -19,10 +19,12 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from diffusion_engines.backends.base import Manifest
 from diffusion_engines.backends.preflight import rebuild, recorded
 from diffusion_engines.errors import BuildError, FingerprintError, HardwareError
+from diffusion_engines.precisions import PRECISIONS
 from diffusion_engines.processes import run_logged
 
 if TYPE_CHECKING:
@@ -32,8 +34,6 @@ TORCHSCRIPT = "engine.ts"
 _RUNTIME = Path("lib") / "libtorchtrt_runtime.so"
 # Two distributions fill the same folder `torch_tensorrt`: one for each library.
 DISTRIBUTIONS = {"tensorrt": "torch-tensorrt", "tensorrt_rtx": "torch-tensorrt-rtx"}
-# The floating-point type of inputs; in the other precisions they are float16.
-_COMPONENT_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 # Loads the file as a user would and runs it once.
 _TRIAL = """
 import json, sys, torch
@@ -49,7 +49,7 @@ if sys.argv[4] == "cuda":
 _DEVICE = "cuda"
 
 
-def wrap_fingerprint(backend: str, torchscript: bool) -> dict[str, Any]:
+def wrap_fingerprint(backend: str, torchscript: bool) -> dict[str, str]:
     """Return what a wrapped engine depends on beyond the engine: the ABI that its file is for.
 
     Raises:
@@ -67,7 +67,7 @@ def wrap_fingerprint(backend: str, torchscript: bool) -> dict[str, Any]:
     }
 
 
-def wrap_plan(folder: Path, manifest: Mapping[str, Any], backend: str) -> dict[str, Any]:
+def wrap_plan(folder: Path, manifest: Manifest, backend: str) -> dict[str, str]:
     """Write ``engine.ts`` beside the plan and run it once; return what loading it depends on.
 
     Call it only after the backend's ``check_loadable``.
@@ -79,7 +79,11 @@ def wrap_plan(folder: Path, manifest: Mapping[str, Any], backend: str) -> dict[s
     """
     abi = wrap_fingerprint(backend, True)
     _check_series(manifest, backend, abi)
-    plan, target, log = folder / manifest["engine"], folder / TORCHSCRIPT, folder / "torchtrtc.log"
+    plan, target, log = (
+        folder / recorded(manifest, "engine", str),
+        folder / TORCHSCRIPT,
+        folder / "torchtrtc.log",
+    )
     env = {"LD_LIBRARY_PATH": library_path(backend)}
     # Absolute: torchtrtc resolves paths by itself.
     files = (plan.resolve(), target.resolve())
@@ -104,15 +108,14 @@ def wrap_plan(folder: Path, manifest: Mapping[str, Any], backend: str) -> dict[s
     return abi | {"file": TORCHSCRIPT}
 
 
-def _try(folder: Path, manifest: Mapping[str, Any], backend: str, env: Mapping[str, str]) -> None:
+def _try(folder: Path, manifest: Manifest, backend: str, env: Mapping[str, str]) -> None:
+    precision = PRECISIONS[recorded(manifest, "precision", str)]
     inputs = [
         (
-            [dim["size"] if isinstance(dim, dict) else dim for dim in value["shape"]],
-            _COMPONENT_DTYPES.get(manifest["precision"], "float16")
-            if value["dtype"] == "component"
-            else value["dtype"],
+            [dim if isinstance(dim, int) else dim["size"] for dim in value["shape"]],
+            precision.torch_dtype if value["dtype"] == "component" else value["dtype"],
         )
-        for value in manifest["inputs"]
+        for value in recorded(manifest, "inputs", list)
     ]
     log = folder / "trial.log"
     run_logged(
@@ -170,14 +173,14 @@ def library_path(backend: str) -> str:
     return os.pathsep.join([*map(str, folders), *([known] if known else [])])
 
 
-def check_torchscript(manifest: Mapping[str, Any], backend: str) -> Path:
+def check_torchscript(manifest: Manifest, backend: str) -> Path:
     """Compare the ABI that ``engine.ts`` is for with this environment; return the library to load.
 
     Raises:
         FingerprintError: another PyTorch, torch-tensorrt or TensorRT; or no such file was made.
         HardwareError: torch-tensorrt is missing.
     """
-    built = manifest.get("torchscript")
+    built = recorded(manifest, "torchscript", dict)
     if not built:
         raise FingerprintError(
             f"the engine {manifest['name']} was not wrapped as TorchScript",
@@ -193,7 +196,7 @@ def check_torchscript(manifest: Mapping[str, Any], backend: str) -> Path:
         ("torch_tensorrt", "another torch-tensorrt"),
         ("tensorrt", "a torch-tensorrt for another TensorRT"),
     ):
-        if recorded(manifest, "torchscript", key) != here[key]:
+        if recorded(manifest, f"torchscript.{key}", str) != here[key]:
             raise FingerprintError(
                 f"{TORCHSCRIPT} of {manifest['name']} was wrapped for {what}",
                 expected=f"{key} {built[key]}",
@@ -206,7 +209,7 @@ def check_torchscript(manifest: Mapping[str, Any], backend: str) -> Path:
     return _package(backend) / _RUNTIME
 
 
-def load_torchscript(folder: Path, manifest: Mapping[str, Any], library: Path) -> nn.Module:
+def load_torchscript(folder: Path, manifest: Manifest, library: Path) -> nn.Module:
     """Load ``engine.ts`` as any TorchScript file, after the checks."""
     import torch
 
@@ -263,8 +266,8 @@ def _built_against(package: Path, backend: str) -> str:
     return _series(found.group(1))
 
 
-def _check_series(manifest: Mapping[str, Any], backend: str, abi: Mapping[str, str]) -> None:
-    built = recorded(manifest, "fingerprint", backend)
+def _check_series(manifest: Manifest, backend: str, abi: Mapping[str, str]) -> None:
+    built = recorded(manifest, f"fingerprint.{backend}", str)
     if built.split(".")[0] != abi["tensorrt"].split(".")[0]:
         raise FingerprintError(
             f"{abi['package']} {abi['torch_tensorrt']} is for another TensorRT than the plan of "

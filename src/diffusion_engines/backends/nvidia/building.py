@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
+from diffusion_engines.backends.base import Graph, GraphInput
 from diffusion_engines.errors import BuildError
+from diffusion_engines.precisions import PRECISIONS
 from diffusion_engines.progress import progress
 
+ENGINE = "engine.plan"
+# The library's names of dtypes.
 _PRECISION_OF_DTYPE = {
     "FLOAT": "fp32",
     "HALF": "fp16",
@@ -19,6 +23,9 @@ _PRECISION_OF_DTYPE = {
     "INT8": "int8",
     "FP8": "fp8",
 }
+
+
+_BOUNDS: tuple[Literal["min", "size", "max"], ...] = ("min", "size", "max")
 
 
 def parse_graph(trt: Any, library: str, onnx: Path, logger: Any, flags: int) -> tuple[Any, Any]:
@@ -111,7 +118,7 @@ def _write_memory(trt: Any, builder: Any, network: Any, config: Any, path: Path)
     return True
 
 
-def add_profile(builder: Any, config: Any, inputs: list[dict[str, Any]]) -> None:
+def add_profile(builder: Any, config: Any, inputs: Sequence[GraphInput]) -> None:
     """Give the config an optimization profile for the open dimensions, where there are any."""
     shapes = profile_shapes(inputs)
     if not shapes:
@@ -122,15 +129,15 @@ def add_profile(builder: Any, config: Any, inputs: list[dict[str, Any]]) -> None
     config.add_optimization_profile(profile)
 
 
-def profile_shapes(inputs: list[dict[str, Any]]) -> dict[str, tuple[tuple[int, ...], ...]]:
+def profile_shapes(inputs: Sequence[GraphInput]) -> dict[str, tuple[tuple[int, ...], ...]]:
     """Return (min, opt, max) shapes of each input that has an open dimension, by name."""
     return {
         value["name"]: tuple(
-            tuple(dim[key] if isinstance(dim, dict) else dim for dim in value["shape"])
-            for key in ("min", "size", "max")
+            tuple(dim if isinstance(dim, int) else dim[key] for dim in value["shape"])
+            for key in _BOUNDS
         )
         for value in inputs
-        if any(isinstance(dim, dict) for dim in value["shape"])
+        if not all(isinstance(dim, int) for dim in value["shape"])
     }
 
 
@@ -146,6 +153,31 @@ def layers_of_network(network: Any) -> tuple[dict[str, int], dict[str, int]]:
             if dtype in _PRECISION_OF_DTYPE:
                 precisions[_PRECISION_OF_DTYPE[dtype]] += 1
     return dict(types), dict(precisions)
+
+
+def check_dtypes(graph: Graph, found: Mapping[str, int]) -> None:
+    """Compare the dtypes of an engine with its graph's precision.
+
+    Builders run an "fp16" graph that is in fp32 without a word. Where a precision keeps some layers
+    higher, any layer in its dtype will do; that they are those asked for, the stage `quantize`
+    checks.
+
+    Args:
+        graph: that was built.
+        found: how many tensors of the engine have each dtype.
+
+    Raises:
+        BuildError: too few have that of the precision.
+    """
+    wanted = PRECISIONS[graph.precision]
+    needed = sum(found.values()) / 2 if wanted.every_layer else 0
+    if found.get(wanted.dtype, 0) <= needed:
+        raise BuildError(
+            f"the engine of {graph.path} is not what was asked for",
+            expected=f"{'mostly' if wanted.every_layer else 'some'} {wanted.dtype}",
+            found=", ".join(f"{count} × {dtype}" for dtype, count in sorted(found.items())),
+            fix="look at the export: the precision is a property of the graph",
+        )
 
 
 def recording_logger(trt: Any) -> Any:

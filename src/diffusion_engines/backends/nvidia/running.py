@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_engines.errors import BuildError, HardwareError
+from diffusion_engines.names import trailing_number
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +78,7 @@ def load_plan(
 def binding_names(trt: Any, engine: Any) -> tuple[list[str], list[str]]:
     """Return the names of an engine's inputs and of its outputs, each in order."""
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    names.sort(key=lambda name: int(name.rpartition("_")[2]))
+    names.sort(key=trailing_number)
     inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
     outputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
     return inputs, outputs

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from diffusion_engines.errors import BuildError
+from diffusion_engines.precisions import of_onnx_dtypes
 
 LAYERS = "layers.json"
 # "Row major linear FP16 format", "Half", "Thirty-two wide channel vectorized row major Int8 format"
@@ -53,7 +54,7 @@ def read_layers(path: Path) -> tuple[dict[str, int], dict[str, int]]:
     return dict(types), dict(precisions)
 
 
-def precision_of(tensor: dict[str, Any]) -> str | None:
+def precision_of(tensor: Mapping[str, object]) -> str | None:
     """Return the precision of a tensor of the layer information, None for integers and booleans."""
     text = str(tensor.get("Format/Datatype", ""))
     return next((name for name, pattern in _PATTERNS if pattern.search(text)), None)
@@ -63,12 +64,5 @@ def precisions_of_graph(onnx: Path) -> dict[str, int]:
     """Return how many weights of an ONNX graph, scales' zero points included, have a precision."""
     from onnx import TensorProto, load
 
-    names = {
-        TensorProto.FLOAT: "fp32",
-        TensorProto.FLOAT16: "fp16",
-        TensorProto.BFLOAT16: "bf16",
-        TensorProto.INT8: "int8",
-        TensorProto.FLOAT8E4M3FN: "fp8",
-    }
     weights = load(onnx, load_external_data=False).graph.initializer
-    return dict(Counter(names[w.data_type] for w in weights if w.data_type in names))
+    return of_onnx_dtypes(TensorProto.DataType.Name(weight.data_type) for weight in weights)

@@ -1,0 +1,105 @@
+"""Run an engine of ONNX Runtime, after comparing its fingerprint with this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_engines.backends.base import Manifest
+from diffusion_engines.backends.onnxruntime.fingerprint import fingerprint_of
+from diffusion_engines.backends.onnxruntime.session import library, open_session
+from diffusion_engines.backends.preflight import rebuild, recorded
+from diffusion_engines.errors import ConfigError, FingerprintError
+from diffusion_engines.names import trailing_number
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def check_loadable(manifest: Manifest) -> None:
+    """Compare an engine's fingerprint with this machine.
+
+    Raises:
+        FingerprintError: they differ.
+        HardwareError: onnxruntime is missing.
+    """
+    for key, value in fingerprint_of(recorded(manifest, "fingerprint.device", str)).items():
+        if (built := recorded(manifest, f"fingerprint.{key}", str)) != value:
+            raise FingerprintError(
+                f"the engine {manifest['name']} was built for another {key.replace('_', ' ')}",
+                expected=str(built),
+                found=str(value),
+                fix=f"build it here: {rebuild(manifest)}",
+            )
+
+
+def load(folder: Path, manifest: Manifest, *, cuda_graph: bool = False) -> nn.Module:
+    """Return the engine as a module that takes and returns tensors on the device of its build.
+
+    Raises:
+        ConfigError: a CUDA graph is asked for.
+    """
+    import torch
+
+    if cuda_graph:
+        raise ConfigError(
+            "engines of ONNX Runtime do not run in a CUDA graph here",
+            expected="cuda_graph=False, or a TensorRT engine",
+            found="cuda_graph=True",
+        )
+    provider = recorded(manifest, "fingerprint.device", str)
+    ort = library(provider)
+    options = ort.SessionOptions()
+    # The file is optimized already. Another pass would only cost time.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    tf32 = provider == "cuda" and recorded(manifest, "settings.build.tf32", bool)
+    path = folder / recorded(manifest, "engine", str)
+    session = open_session(ort, path, options, provider, tf32=tf32)
+
+    class OnnxRuntimeEngine(torch.nn.Module):
+        """Runs a session on tensors in place; casts inputs to the dtypes of the graph."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            inputs = sorted(session.get_inputs(), key=lambda value: trailing_number(value.name))
+            outputs = (value.name for value in session.get_outputs())
+            self.inputs = [(value.name, _torch_dtype(value.type)) for value in inputs]
+            self.outputs = sorted(outputs, key=trailing_number)
+
+        def forward(self, *tensors: torch.Tensor) -> Any:
+            binding = session.io_binding()
+            # Held until the run is over: the session has only their addresses.
+            held = [
+                tensor.to(provider, dtype).contiguous()
+                for tensor, (_, dtype) in zip(tensors, self.inputs, strict=True)
+            ]
+            for tensor, (name, dtype) in zip(held, self.inputs, strict=True):
+                binding.bind_input(
+                    name, provider, 0, _numpy_dtype(dtype), tuple(tensor.shape), tensor.data_ptr()
+                )
+            for name in self.outputs:
+                binding.bind_output(name, provider)
+            if provider == "cuda":  # the session has a stream of its own
+                torch.cuda.current_stream().synchronize()
+            session.run_with_iobinding(binding)
+            outputs = tuple(map(torch.utils.dlpack.from_dlpack, binding.get_outputs()))
+            return outputs[0] if len(outputs) == 1 else outputs
+
+    return OnnxRuntimeEngine()
+
+
+def _torch_dtype(name: str) -> Any:
+    import torch
+
+    return {
+        "tensor(float)": torch.float32,
+        "tensor(float16)": torch.float16,
+        "tensor(int64)": torch.int64,
+    }[name]
+
+
+def _numpy_dtype(dtype: Any) -> Any:
+    import numpy as np
+
+    return getattr(np, str(dtype).removeprefix("torch."))

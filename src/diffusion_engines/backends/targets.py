@@ -1,0 +1,67 @@
+"""Targets as typed values: each is checked by the schema of the backend that it names."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Annotated, Any
+
+from pydantic import PlainValidator, TypeAdapter, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from diffusion_engines.backends import backend, backend_names, base
+from diffusion_engines.backends.preflight import rebuild, recorded
+from diffusion_engines.errors import IntegrityError
+
+
+def target_from_settings(settings: object) -> base.Target:
+    """Return the target that a mapping of settings describes, such as one of params.yaml.
+
+    Raises:
+        ValidationError: of pydantic: an unknown key, a wrong type, no backend or an unknown one.
+    """
+    values = TypeAdapter(dict[str, Any]).validate_python(settings)
+    if "backend" not in values:
+        raise _problem("missing", values)
+    if (name := values["backend"]) not in (known := backend_names()):
+        text = f"no such backend, there are {', '.join(known)}"
+        raise _problem(PydanticCustomError("unknown_backend", "{text}", {"text": text}), name)
+    # As JSON: strict, yet it lets mappings be dataclasses.
+    return _adapter(name).validate_json(json.dumps(values, default=str))
+
+
+def _problem(kind: str | PydanticCustomError, found: object) -> ValidationError:
+    details = InitErrorDetails(type=kind, loc=("backend",), input=found)
+    return ValidationError.from_exception_data("target", [details])
+
+
+@functools.cache
+def _adapter(name: str) -> TypeAdapter[base.Target]:
+    return TypeAdapter(backend(name).settings)
+
+
+# A field of the configuration that holds a target of any backend.
+Target = Annotated[base.Target, PlainValidator(target_from_settings)]
+
+
+def device_of(target: base.Target) -> str:
+    """Return the PyTorch device on which the engines of a target run."""
+    return backend(target.backend).device(target)
+
+
+def device_of_engine(manifest: base.Manifest) -> str:
+    """Return the PyTorch device that an engine was built for: ``cpu`` or ``cuda``.
+
+    Raises:
+        IntegrityError: the manifest's settings are not those of a target.
+    """
+    settings = recorded(manifest, "settings", dict)
+    try:
+        return device_of(target_from_settings(settings))
+    except ValidationError as error:
+        raise IntegrityError(
+            f"the manifest of {manifest.get('name', 'an engine')} has other settings than a target "
+            "of this version of diffusion-engines",
+            found=str(error),
+            fix=f"build it again: {rebuild(manifest)}",
+        ) from error

@@ -1,0 +1,118 @@
+"""Run a plan of TensorRT, after comparing its fingerprint with this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion_engines.backends.base import Manifest
+from diffusion_engines.backends.gpus import Gpu
+from diffusion_engines.backends.preflight import (
+    check_platform,
+    foreign_gpu,
+    rebuild,
+    recorded,
+    require_gpu,
+)
+from diffusion_engines.backends.tensorrt.building.trtexec import (
+    Version,
+    format_version,
+    parse_version,
+)
+from diffusion_engines.backends.tensorrt.building.versions import library
+from diffusion_engines.errors import FingerprintError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def check_loadable(manifest: Manifest) -> None:
+    """Compare an engine's fingerprint with this machine, before TensorRT sees the engine.
+
+    Raises:
+        IntegrityError: the manifest has no complete fingerprint.
+        HardwareError: the library or a GPU is missing.
+        FingerprintError: another TensorRT, platform or GPU than the engine's.
+    """
+    built = parse_version(recorded(manifest, "fingerprint.tensorrt", str))
+    capability = recorded(manifest, "fingerprint.compute_capability", str)
+    name = recorded(manifest, "fingerprint.gpu", str)
+    compatible = recorded(manifest, "settings.build.version_compatible", bool)
+    compatibility = recorded(manifest, "settings.build.hardware_compatibility", str)
+    check_platform(manifest)
+    here = parse_version(library().__version__)
+    check_version(manifest, built, here, compatible=compatible)
+    gpu = require_gpu(manifest, f"{name}, compute capability {capability}")
+    check_gpu(manifest, Gpu(name, capability), gpu, compatibility)
+
+
+def check_version(manifest: Manifest, built: Version, here: Version, *, compatible: bool) -> None:
+    """Compare releases: a plan is for one, a version-compatible one also for later minor ones.
+
+    Raises:
+        FingerprintError: this release does not run the plan.
+    """
+    if here == built or (compatible and here[0] == built[0] and here >= built):
+        return
+    version, major = format_version(built), built[0]
+    raise FingerprintError(
+        f"the engine {manifest['name']} was built by another TensorRT",
+        expected=f"{version} or a later {major}" if compatible else version,
+        found=format_version(here),
+        fix=f"install TensorRT {version} (`pip install tensorrt=={version}.*`), or build it with\n"
+        f"this one: {rebuild(manifest)}"
+        + (
+            ""
+            if compatible
+            else "; engines built with version_compatible=true also run\non later "
+            f"releases of TensorRT {major}"
+        ),
+    )
+
+
+def check_gpu(manifest: Manifest, built: Gpu, here: Gpu, compatibility: str) -> None:
+    """Compare GPUs: a plan is for one model, unless it was built to be compatible with more.
+
+    Raises:
+        FingerprintError: the plan does not run here.
+    """
+    if compatibility == "ampere_plus":
+        if float(here.capability) >= 8.0:
+            return
+        expected = "compute capability 8.0 or later"
+    elif compatibility == "same_compute_capability":
+        if here.capability == built.capability:
+            return
+        expected = f"compute capability {built.capability}"
+    else:
+        if here == built:
+            return
+        expected = str(built)
+    raise foreign_gpu(manifest, expected, here)
+
+
+def load(folder: Path, manifest: Manifest, device: str, *, cuda_graph: bool = False) -> nn.Module:
+    """Return the engine as a module on a GPU, running on PyTorch's current stream.
+
+    A stripped engine gets its weights from the graph that it was built from.
+
+    Raises:
+        IntegrityError: a stripped engine's graph is missing or is another one.
+    """
+    from diffusion_engines.backends.nvidia.running import load_plan
+
+    trt = library()
+    prepare = None
+    if recorded(manifest, "settings.build.weights", str) == "stripped":
+        from diffusion_engines.backends.tensorrt.refitting import refit_from_graph
+
+        prepare = refit_from_graph(trt, folder, manifest)
+    return load_plan(
+        trt,
+        folder / recorded(manifest, "engine", str),
+        recorded(manifest, "name", str),
+        device,
+        cuda_graph=cuda_graph,
+        host_code=recorded(manifest, "settings.build.version_compatible", bool),
+        prepare=prepare,
+    )

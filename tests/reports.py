@@ -1,0 +1,331 @@
+"""Artifacts of a fleet, as small as they can be, written by what writes them in the stages."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from diffusion_engines import config
+from diffusion_engines.bench.breakdown import summarize
+from diffusion_engines.bench.memory import PeakMemory
+from diffusion_engines.bench.results import ENGINES, Benchmark, write_benchmark
+from diffusion_engines.files import write_json, write_manifest
+from diffusion_engines.fingerprint import machine
+from diffusion_engines.layout import Workspace
+from diffusion_engines.onnx.statistics import (
+    GraphStatistics,
+    Simplification,
+    write_simplification,
+)
+from diffusion_engines.parity.distances import Difference
+from diffusion_engines.parity.gates import misses_of, misses_of_component, misses_of_latents
+from diffusion_engines.parity.results import (
+    ComponentParity,
+    GraphParity,
+    ImageParity,
+    LatentsParity,
+    Quantization,
+    Validation,
+    write_quantization,
+    write_validation,
+)
+from diffusion_engines.parity.scorers import Scores
+from diffusion_engines.report.images import write_trajectory
+from diffusion_engines.runtime.recording import write_settings
+from diffusion_engines.runtime.sampling import Settings, Timings
+
+STEPS = 3
+PROMPTS = ["lemons & <script>alert(1)</script>", "cherries"]
+CALLS = {"text_encoder": 4, "unet": 2 * STEPS, "vae_decoder": 2}
+GATE = config.Gate(rel_l2=1e-4, max_abs=1e-3, cosine=0.99999)
+LATENTS_GATE = config.LatentsGate(rel_l2=2e-3, cosine=0.9999)
+IMAGE_GATE = config.ImageGate(psnr=60.0, ssim=0.999)
+NOT_SCORED = {
+    name: Scores(missing=f"models/scorers/{name} is not there") for name in ("lpips", "clip")
+}
+PYTORCH = config.Baseline("fp32", autocast=False, compile=None, channels_last=False)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What ``write_report`` takes."""
+
+    workspace: Workspace
+    folder: Path
+    arguments: dict[str, Any]
+
+
+def picture(shade: int) -> Image.Image:
+    return Image.new("RGB", (16, 8), (shade, 40, 90))
+
+
+def write_reference(workspace: Workspace) -> None:
+    folder = workspace.reference
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = Settings("lms", STEPS, 7.5, height=8, width=16)
+    write_settings(folder, settings, PROMPTS, seed=42, batch_size=1, frame_steps=[0, 1, STEPS])
+    for index in range(3):
+        picture(100).save(folder / f"frame-{index:02d}.png")  # equal, on purpose
+    for index in range(2):
+        picture(100).save(folder / f"image-{index:02d}.png")
+
+
+def write_engine(workspace: Workspace, engine: config.Engine, batch: Any) -> None:
+    name = f"{engine.target}-{engine.component}"
+    inputs = [{"name": "input_0", "role": "latents", "dtype": "component", "shape": [batch, 4, 8]}]
+    folder = workspace.engine(engine.target, engine.component)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, size in (("engine.onnx", 1000), ("engine.onnx.data", 2500)):
+        (folder / file).write_bytes(bytes(size))
+    info = {
+        "name": name,
+        "builder": "onnxruntime 1.32.0",
+        "dtypes": {engine.precision: 7},
+        "fingerprint": {"compute_capabilities": ["12.0", "8.9"]},
+        "inputs": inputs,
+        "layers": {"Conv": 3},
+        "settings": {"backend": "onnxruntime", "build": {"optimization_level": "all"}},
+        "synthetic": True,
+        "loras": [],
+        "onnx": {
+            "name": engine.onnx,
+            "exporter": "dynamo",
+            "opset": 18,
+            "patches": [],
+            "inputs": inputs,
+            "versions": {"torch": "2.13.0"},
+            "simplify_rel_l2": 0.0,
+        },
+    }
+    write_manifest(folder, "engine", info)
+    steps = [("check the files", 1.0, 10), ("build it", 2.5, 4_000_000_000)]
+    write_json(
+        workspace.log("build", name) / "resources.json",
+        [{"step": s, "seconds": t, "peak_memory_bytes": m} for s, t, m in steps],
+    )
+
+
+def write_operators(workspace: Workspace, name: str, macs: int | None) -> None:
+    found = Simplification(
+        GraphStatistics({"Conv": 3, "Add": 9}, 12, 5000, macs),
+        GraphStatistics({"Conv": 3, "Add": 4}, 7, 4000, macs),
+    )
+    write_simplification(found, workspace.operators(name))
+
+
+def write_costs(workspace: Workspace, name: str, source: str, calls: tuple[float, ...]) -> None:
+    """The costs of a quantized graph; its source is a hundred times as exact."""
+    parity = GraphParity(
+        tuple(Difference(value / 100, 1.0, 1.0, 0) for value in calls),
+        tuple(Difference(value, 1.0, 1.0, 0) for value in calls),
+    )
+    result = Quantization(
+        name=name,
+        source=source,
+        calls=16,
+        allowed=0.1,
+        bytes=7000,
+        lowered={"Conv": 40, "MatMul": 60},
+        kept={"Conv": 2},
+        parity=parity,
+        misses=tuple(parity.misses(0.1)),
+    )
+    folder = workspace.quantization(name)
+    write_quantization(result, folder, workspace.metrics("quantize", name))
+
+
+def write_parity(
+    workspace: Workspace,
+    target: str,
+    components: dict[str, str],
+    rel_l2: float,
+    scores: dict[str, Scores],
+) -> None:
+    """The same distance everywhere; infinite where a value of an engine is not finite."""
+    found = Difference(rel_l2, 1e-4, 0.999999, int(rel_l2 == float("inf")))
+    parts = []
+    for name, precision in components.items():
+        calls = (found,) * CALLS[name]
+        misses = misses_of_component(f"{name} ({precision})", GATE, calls)
+        parts.append(ComponentParity(name, precision, GATE, calls, tuple(misses)))
+    runs = ((found,) * STEPS,) * 2
+    lpips, clip = scores["lpips"], scores["clip"]
+    images = []
+    for index, values in enumerate(({"psnr": 100.0, "ssim": 1.0}, {"psnr": 61.5, "ssim": 0.9995})):
+        images.append(
+            ImageParity(
+                file=f"image-{index:02d}.png",
+                **values,
+                misses=tuple(misses_of(f"image {index}", asdict(IMAGE_GATE), values)),
+                lpips=lpips.images[index] if lpips.images else None,
+                clip=clip.images[index] if clip.images else None,
+                clip_reference=clip.reference[index] if clip.reference else None,
+            )
+        )
+    result = Validation(
+        target=target,
+        components=tuple(parts),
+        latents=LatentsParity(LATENTS_GATE, runs, tuple(misses_of_latents(LATENTS_GATE, runs))),
+        image_gate=IMAGE_GATE,
+        images=tuple(images),
+        not_scored={name: one.missing for name, one in scores.items() if one.missing},
+    )
+    folder = workspace.validation(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_validation(
+        result,
+        [picture(100 + 3 * index) for index in range(2)],
+        folder,
+        workspace.metrics("validate", target),
+        workspace.plots("validate", target),
+    )
+
+
+def write_latencies(
+    workspace: Workspace,
+    target: str,
+    components: dict[str, str],
+    gpus: list[str],
+    baselines: dict[str, config.Baseline],
+) -> None:
+    """Engines that need 24 ms, half of it in one UNet call, and baselines that need 60 ms."""
+
+    def latency(total: float) -> dict[str, dict[str, float]]:
+        return summarize([Timings(0.1 * total, 0.8 * total, [0.5 * total], 0.1 * total)])
+
+    runners = (*baselines, ENGINES)
+    settings = config.Benchmark(
+        prompt="lemons",
+        scheduler="lms",
+        steps=STEPS,
+        guidance_scale=7.5,
+        seed=0,
+        warmup=1,
+        repeats=5,
+        baselines=baselines,
+    )
+    result = Benchmark(
+        target=target,
+        runners=runners,
+        labels={name: baseline.label for name, baseline in baselines.items()}
+        | {ENGINES: f"engines, {target}"},
+        latency={name: latency(0.024 if name == ENGINES else 0.060) for name in runners},
+        memory={
+            name: PeakMemory(2_000_000_000, 3_000_000_000 if gpus else 0, 1_000_000 if gpus else 0)
+            for name in runners
+        },
+        images_per_second={name: 83.3 if name == ENGINES else 33.3 for name in runners},
+        machine=machine() | {"cpu": "Testor 9000", "cores": 4, "memory_gib": 16, "gpus": gpus},
+        components=components,
+        settings=settings,
+    )
+    write_benchmark(
+        result,
+        workspace.benchmark(target),
+        workspace.metrics("benchmark", target),
+        workspace.plot("benchmark", target),
+    )
+
+
+def write_generated(workspace: Workspace, target: str, count: int, *, animated: bool) -> None:
+    """Images as the stage `generate` leaves them."""
+    settings = {"scheduler": "euler", "steps": 9, "guidance_scale": 5.0, "height": 8, "width": 16}
+    prompts = [f"fruit number {index}" for index in range(count)]
+    folder = workspace.images(target)
+    write_json(folder / "timings.json", settings | {"prompts": prompts, "seed": 7})
+    for index in range(count):
+        path = folder / f"image-{index:02d}.png"
+        picture(20 * index).save(path)
+        if animated:
+            write_trajectory(path.with_suffix(".gif"), [path] * 3, [0, 4, 9])
+
+
+def sections(
+    engines: dict[str, str], measure: list[str], source: str, quantized: dict[str, str]
+) -> dict[str, Any]:
+    """The report's sections of params.yaml; ``engines`` are names with their precisions.
+
+    ``quantized`` are names such as "unet-int8" with the precision of their source.
+    """
+    split = {name: name.split("-", 1) for name in engines}
+    model = {
+        "name": "toy",
+        "source": source,
+        "folder": "conf/toy",
+        "repo": "someone/toy",
+        "revision": "0123456789abcdef",
+        "seed": 0,
+        "dtype": "fp32",
+        "parameters": {"unet": 1_500_000},
+        "lora_folder": "loras",
+        "loras": [],
+    }
+    values = {
+        "model": model,
+        "image": {"height": 64, "width": 64, "batch_size": 1, "vae_scale_factor": 8},
+        "exports": {
+            f"{component}-{engines[name]}": {
+                "component": component,
+                "weights": "vae" if component == "vae_decoder" else component,
+                "precision": engines[name],
+            }
+            for name, (_, component) in split.items()
+            if f"{component}-{engines[name]}" not in quantized
+        },
+        "quantized": {
+            name: {"component": name.split("-")[0], "precision": name.split("-")[1], "source": made}
+            for name, made in quantized.items()
+        },
+        "engines": {
+            name: {
+                "target": target,
+                "backend": "onnxruntime",
+                "component": component,
+                "precision": engines[name],
+            }
+            for name, (target, component) in split.items()
+        },
+        "measure": {target: {} for target in measure},
+    }
+    return config.sections_from_config(values, list(values))
+
+
+def make_fleet(
+    root: Path,
+    engines: dict[str, str] | None = None,
+    measure: tuple[str, ...] = ("cpu",),
+    *,
+    source: str = "synthetic",
+    rel_l2: float = 1e-5,
+    gpus: tuple[str, ...] = (),
+    batch: Any = 2,
+    quantized: dict[str, str] | None = None,
+    scores: dict[str, Scores] = NOT_SCORED,
+    errors: tuple[float, ...] = (0.02, 0.03, 0.05, 0.02, 0.03, 0.04),
+    baselines: dict[str, config.Baseline] | None = None,
+) -> Made:
+    """Write the artifacts of a fleet of two targets, one of them measured, below ``root``."""
+    workspace = Workspace(root)
+    engines = engines or {"cpu-text_encoder": "fp32", "cpu-unet": "fp32", "rtx-unet": "fp16"}
+    arguments = sections(engines, list(measure), source, quantized or {})
+    write_reference(workspace)
+    for engine in arguments["engines"].values():
+        write_engine(workspace, engine, batch)
+    for export in arguments["exports"]:
+        write_operators(workspace, export, None if isinstance(batch, dict) else 1_000_000)
+    for name, item in arguments["quantized"].items():
+        write_costs(workspace, name, item.onnx, errors)
+    for target in measure:
+        components = {
+            e.component: e.precision for e in arguments["engines"].values() if e.target == target
+        }
+        write_parity(workspace, target, components, rel_l2, scores)
+        write_latencies(
+            workspace, target, components, list(gpus), baselines or {"pytorch": PYTORCH}
+        )
+    folder = root / "out"
+    folder.mkdir(exist_ok=True)
+    return Made(workspace, folder, arguments)
