@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_engines import config, layout
-from diffusion_engines.components import pipeline_of
 from diffusion_engines.errors import ConfigError
+from diffusion_engines.families import family_of
 from diffusion_engines.files import new_folder, write_manifest
 from diffusion_engines.params import param
 from diffusion_engines.progress import step
-from diffusion_engines.runtime.networks import load_architecture
+from diffusion_engines.runtime.networks import read_config
 from diffusion_engines.stage import stage
 from diffusion_engines.weights import sources
 from diffusion_engines.weights.check import check_parameters, count_parameters, weight_files
@@ -37,9 +37,8 @@ def main(cfg: Config) -> None:
     with new_folder(layout.WEIGHTS) as folder:
         fill(model, folder)
         fused = fuse(loras, folder)
-        sources.check_scale_factor(folder, cfg.vae_scale_factor)
-        sources.check_conditions(folder)
-        pipeline = pipeline_of(folder)
+        sources.check_architecture(folder, cfg.vae_scale_factor)
+        family = family_of(folder)
         origin = {
             "model": model.name,
             "source": model.source,
@@ -48,8 +47,8 @@ def main(cfg: Config) -> None:
             "synthetic": model.source == "synthetic",
             "seed": model.seed if model.source == "synthetic" else None,
         }
-        networks = {spec.folder for spec in pipeline.components.values()}
-        for name in pipeline.folders:
+        networks = {component.folder for component in family.components.values()}
+        for name in family.folders:
             info: dict[str, object] = dict(origin)
             if name in networks:
                 with step(f"check the weights of {name}"):
@@ -61,9 +60,13 @@ def main(cfg: Config) -> None:
 
 
 def read_loras(model: config.Model) -> list[Lora]:
-    unet = load_architecture(Path(model.folder) / "unet") if model.loras else {}
+    if not model.loras:
+        return []
+    family = family_of(Path(model.folder))
+    denoiser = read_config(family.denoiser, Path(model.folder) / family.denoiser.folder)
     return [
-        read_lora(Path(model.lora_folder), lora.file, lora.weight, unet) for lora in model.loras
+        read_lora(Path(model.lora_folder), lora.file, lora.weight, family, denoiser)
+        for lora in model.loras
     ]
 
 
@@ -83,10 +86,13 @@ def fill(model: config.Model, folder: Path) -> None:
         if not (model.repo and model.revision):
             raise ConfigError("model.repo and model.revision are needed for the hub (conf/model/)")
         with step(f"download {model.repo}"):
-            sources.copy_from_hub(model.repo, model.revision, folder)
+            wanted = family_of(Path(model.folder)).wanted
+            sources.copy_from_hub(model.repo, model.revision, wanted, folder)
     elif model.source == "local":
-        for spec in pipeline_of(Path(model.folder)).components.values():
-            list(weight_files(Path(model.folder) / spec.folder))  # fails before the copy starts
+        for component in family_of(Path(model.folder)).components.values():
+            list(
+                weight_files(Path(model.folder) / component.folder)
+            )  # fails before the copy starts
         with step(f"copy {model.folder}"):
             sources.copy_from_folder(Path(model.folder), folder)
     else:

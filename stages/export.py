@@ -9,13 +9,13 @@ Writes  artifacts/exports/<graph>/: model.onnx, model.onnx.data, manifest.json
 from dataclasses import asdict, dataclass
 
 from diffusion_engines import config, layout
-from diffusion_engines.components import pipeline_of
+from diffusion_engines.families import family_of
 from diffusion_engines.files import new_folder, read_manifest, write_manifest
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.versions import exporter_versions
 from diffusion_engines.params import key, param
 from diffusion_engines.progress import step
-from diffusion_engines.runtime.networks import load_architecture, load_network
+from diffusion_engines.runtime.networks import load_network, read_config
 from diffusion_engines.stage import stage
 
 
@@ -30,13 +30,13 @@ class Config:
 @stage
 def main(cfg: Config) -> None:
     item = cfg.item
-    spec = pipeline_of(layout.WEIGHTS).component(item.component)
+    component = family_of(layout.WEIGHTS).component(item.component)
     weights = layout.weights(item.weights)
     with step(f"load {cfg.graph}"):
         origin = read_manifest(weights, "weights")
-        architecture = load_architecture(weights)
-        module = load_network(spec, weights, item.precision)
-    inputs = spec.inputs(architecture, cfg.image, cfg.export.dynamic)
+        architecture = read_config(component, weights)
+        module = load_network(component, weights, item.precision)
+    inputs = component.inputs(architecture, cfg.image, cfg.export.dynamic)
     with new_folder(layout.export(cfg.graph)) as folder:
         with step(f"export with {cfg.export.exporter}, opset {cfg.export.opset}"):
             export_module(
@@ -47,7 +47,7 @@ def main(cfg: Config) -> None:
                 exporter=cfg.export.exporter,
                 opset=cfg.export.opset,
                 patches=cfg.export.patches,
-                outputs=[value.name for value in spec.outputs],
+                outputs=[value.name for value in component.outputs],
                 vocabulary=architecture.get("vocab_size", 0),
             )
         info = {
@@ -55,7 +55,7 @@ def main(cfg: Config) -> None:
             "component": item.component,
             "precision": item.precision,
             "inputs": [asdict(value) for value in inputs],
-            "outputs": [asdict(value) for value in spec.outputs],
+            "outputs": [asdict(value) for value in component.outputs],
             "guidance": cfg.image.guidance,
             "exporter": cfg.export.exporter,
             "opset": cfg.export.opset,

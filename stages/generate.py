@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_engines import config, layout
+from diffusion_engines import config
 from diffusion_engines.backends.targets import Target, device_of
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.files import new_folder
@@ -34,13 +34,13 @@ class Config:
 
 @stage
 def main(cfg: Config) -> None:
-    wanted = cfg.generate.folder
-    target = Path(wanted).expanduser() if wanted else layout.images(cfg.target)
+    workspace, wanted = Workspace(), cfg.generate.folder
+    target = Path(wanted).expanduser() if wanted else workspace.images(cfg.target)
     if wanted and target.exists():
         raise ConfigError(f"generate.folder: {target} exists", fix="choose a new folder")
     # Under DVC the images are filed with the target's record; by hand they are anybody's.
     filed = "DVC_STAGE" in os.environ
-    record = Workspace().machine(cfg.target)
+    record = workspace.machine(cfg.target)
     machine = check_record(cfg.target, record) if filed else this_machine()
     with new_folder(target) as folder:
         generate_images(
@@ -51,6 +51,7 @@ def main(cfg: Config) -> None:
             folder,
             device=device_of(cfg.settings),
             machine=machine,
+            workspace=workspace,
         )
     print(f"  {len(list(target.glob('*.png')))} image(s) in {target}")
 

@@ -22,7 +22,7 @@ from diffusion_engines.params import key, param
 from diffusion_engines.parity.graphs import compare_graphs
 from diffusion_engines.parity.results import Quantization, write_quantization
 from diffusion_engines.progress import step
-from diffusion_engines.runtime.recording import recorded_calls, spread
+from diffusion_engines.runtime.calls import recorded_calls, spread
 from diffusion_engines.stage import stage
 
 

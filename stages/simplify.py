@@ -26,7 +26,7 @@ from diffusion_engines.parity.gates import misses_of_component
 from diffusion_engines.parity.graphs import graph_differences
 from diffusion_engines.parity.results import GraphCheck, write_graph_check
 from diffusion_engines.progress import step
-from diffusion_engines.runtime.recording import recorded_calls, spread
+from diffusion_engines.runtime.calls import recorded_calls, spread
 from diffusion_engines.stage import stage
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from diffusion_engines.backends.base import Graph
-from diffusion_engines.components import STABLE_DIFFUSION, pipeline_of
 from diffusion_engines.config import Dynamic, Image
+from diffusion_engines.families import family_of
+from diffusion_engines.families.stable_diffusion import FAMILY
 from diffusion_engines.files import MANIFEST, read_json, write_manifest
 from diffusion_engines.weights.sources import fill_with_random_weights
 
 # Of the models that most tests take.
-COMPONENTS = STABLE_DIFFUSION.components
+COMPONENTS = FAMILY.components
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "conf" / "architecture" / "tiny"
 IMAGE = Image(height=128, width=128, batch_size=1, vae_scale_factor=8)
@@ -50,7 +51,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "weights"
     folder.mkdir()
     fill_with_random_weights(TINY, folder, seed=0, dtype="fp32")
-    for name in STABLE_DIFFUSION.folders:
+    for name in FAMILY.folders:
         write_manifest(folder / name, "weights", {"model": "tiny", "synthetic": True, "loras": []})
     return folder
 
@@ -80,11 +81,11 @@ def load(
     image: Image = IMAGE,
 ) -> Loaded:
     """Load one component with the specification of its inputs."""
-    from diffusion_engines.runtime.networks import load_architecture, load_network
+    from diffusion_engines.runtime.networks import load_network, read_config
 
-    spec = pipeline_of(weights).component(name)
+    spec = family_of(weights).component(name)
     folder = weights / spec.folder
-    architecture = load_architecture(folder)
+    architecture = read_config(spec, folder)
     return Loaded(
         name,
         load_network(spec, folder, precision),
@@ -121,7 +122,7 @@ def write_bundles(
     target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
     module = backend("onnxruntime")
     origin = read_json(weights / "unet" / MANIFEST)
-    for name in pipeline_of(weights).components:
+    for name in family_of(weights).components:
         loaded = load(weights, name, precision, dynamic, image)
         inputs = [asdict(value) for value in loaded.inputs]
         scratch = folder.parent / f"{folder.name}-{name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from diffusion_engines.components import pipeline_of
 from diffusion_engines.config import Image
+from diffusion_engines.families import family_of
 from diffusion_engines.files import write_manifest
+from diffusion_engines.runtime.networks import network_class
 from diffusion_engines.weights.sources import fill_with_random_weights
 from tests.conftest import ROOT
 
@@ -44,7 +46,7 @@ def reduce_architecture(source: Path, folder: Path) -> None:
     """
     shutil.copytree(source, folder)  # links become files
     contexts, pooled = 0, 0
-    for spec in pipeline_of(folder).components.values():
+    for spec in family_of(folder).components.values():
         if spec.library != "transformers":
             continue
         config = _read(folder / spec.folder)
@@ -78,13 +80,44 @@ def _reduced_unet(config: dict[str, Any], context: int, pooled: int) -> dict[str
     return config | reduced
 
 
-def write_reduced_weights(model: str, folder: Path) -> Path:
-    """Write random weights of a model at reduced width, with manifests as `download` does."""
+def leave_out_defaults(folder: Path) -> None:
+    """Take from the configs of a diffusers folder all that its libraries would fill in.
+
+    No published config lacks more than this. The VAE's ``scaling_factor`` goes too, as public
+    copies of SD 2.1-base have it. The UNet says that diffusers 0.2.2 wrote it, as SD 1.4's does.
+    """
+    family = family_of(folder)
+    for component in family.components.values():
+        config = _read(folder / component.folder)
+        cls = network_class(component)
+        if component.library == "transformers":
+            defaults = cls.config_class().to_dict()
+        else:
+            signature = inspect.signature(cls.__init__).parameters
+            defaults = {name: parameter.default for name, parameter in signature.items()}
+        kept = {
+            key: value
+            for key, value in config.items()
+            if json.dumps(defaults.get(key)) != json.dumps(value)
+        }
+        kept.pop("scaling_factor", None)
+        if component is family.denoiser:
+            kept["_diffusers_version"] = "0.2.2"
+        _write(folder / component.folder, kept)
+
+
+def write_reduced_weights(model: str, folder: Path, *, sparse: bool = False) -> Path:
+    """Write random weights of a model at reduced width, with manifests as `download` does.
+
+    Its configs have the keys of the published ones; ``sparse``: those that have no default.
+    """
     architecture, weights = folder / "architecture", folder / "weights"
     reduce_architecture(ROOT / section(model, "model")["folder"], architecture)
+    if sparse:
+        leave_out_defaults(architecture)
     weights.mkdir()
     fill_with_random_weights(architecture, weights, seed=0, dtype="fp32")
-    for name in pipeline_of(weights).folders:
+    for name in family_of(weights).folders:
         write_manifest(weights / name, "weights", {"model": model, "synthetic": True})
     return weights
 

@@ -20,7 +20,8 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from diffusion_engines.components import STABLE_DIFFUSION
+from diffusion_engines.families.base import Network
+from diffusion_engines.families.stable_diffusion import FAMILY
 from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.graph import MODEL, save_with_external_data
 from diffusion_engines.onnx.session import feeds_of, session_of
@@ -35,10 +36,10 @@ from diffusion_engines.parity.pipeline import (
 )
 from diffusion_engines.parity.validation import component_differences
 from diffusion_engines.runtime.assemble import TorchNetwork, torch_networks
-from diffusion_engines.runtime.conditioning import Network
-from diffusion_engines.runtime.recording import load_settings, recorded_calls, spread
+from diffusion_engines.runtime.calls import recorded_calls, spread
+from diffusion_engines.runtime.recording import load_settings
 
-NAMES = tuple(STABLE_DIFFUSION.components)  # of the default model
+NAMES = tuple(FAMILY.components)  # of the default model
 WORKSPACE = Workspace()
 CALLS_PER_DAMAGE = 4
 SCALES = 8  # of the int8 graph that are doubled, for each kind

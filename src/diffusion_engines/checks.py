@@ -8,8 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffusion_engines.backends import backend
-from diffusion_engines.components import PipelineSpec, pipeline_of
 from diffusion_engines.errors import ConfigError, WeightsError
+from diffusion_engines.families import family_of
+from diffusion_engines.families.base import Family
 from diffusion_engines.onnx.patches import PATCHES
 from diffusion_engines.precisions import PRECISIONS
 
@@ -31,7 +32,7 @@ def check_params(params: dict[str, Any], root: Path) -> None:
     """
     model = params["model"]
     try:
-        family: PipelineSpec = pipeline_of(root / model.folder)
+        family: Family = family_of(root / model.folder)
     except (ConfigError, WeightsError) as error:
         problems = [f"model.folder: {error.problem}; found {error.found} (conf/model/)"]
     else:
@@ -134,7 +135,7 @@ def _image(params: dict[str, Any]) -> Iterator[str]:
             )
 
 
-def _fleet(params: dict[str, Any], family: PipelineSpec) -> Iterator[str]:
+def _fleet(params: dict[str, Any], family: Family) -> Iterator[str]:
     """Each target has a choice, and what a choice names is there."""
     targets, fleet = params["targets"], params["fleet"]
     roles = dict.fromkeys(component.role for component in family.components.values())

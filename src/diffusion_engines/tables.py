@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.targets import target_from_settings
-from diffusion_engines.components import PIPELINES, PipelineSpec, pipeline_of
 from diffusion_engines.errors import ConfigError
+from diffusion_engines.families import FAMILIES, family_of
+from diffusion_engines.families.base import Family
 from diffusion_engines.precisions import PRECISIONS, graph_name
 
 Table = dict[str, dict[str, Any]]
@@ -38,7 +39,7 @@ def derive_tables(config: Mapping[str, Any], root: Path) -> dict[str, Table]:
     Raises:
         ConfigError: a target's backend does not exist, or the model's folder cannot be read.
     """
-    family = pipeline_of(root / config["model"]["folder"])
+    family = family_of(root / config["model"]["folder"])
     engines = dict(_engines(config, family))
     graphs = _graphs(engines, config["quantize"], family)
     return {
@@ -69,7 +70,7 @@ def declared_choice(precision: str) -> dict[str, Any]:
 
     Hydra lets an override change a key that exists, and wants a ``+`` for any other.
     """
-    families = PIPELINES.values()
+    families = FAMILIES.values()
     components = dict.fromkeys(name for family in families for name in family.components)
     roles = dict.fromkeys(
         component.role for family in families for component in family.components.values()
@@ -81,9 +82,7 @@ def declared_choice(precision: str) -> dict[str, Any]:
     }
 
 
-def _engines(
-    config: Mapping[str, Any], family: PipelineSpec
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _engines(config: Mapping[str, Any], family: Family) -> Iterator[tuple[str, dict[str, Any]]]:
     for target, choice in config["fleet"].items():
         if target not in config["targets"]:
             continue
@@ -115,7 +114,7 @@ def _keeps_timings(settings: Mapping[str, Any]) -> bool:
     return backend(target.backend).timing(target)
 
 
-def _chosen(choice: Mapping[str, Any], family: PipelineSpec) -> list[str]:
+def _chosen(choice: Mapping[str, Any], family: Family) -> list[str]:
     only = choice["only"]
     return [
         name
@@ -124,12 +123,12 @@ def _chosen(choice: Mapping[str, Any], family: PipelineSpec) -> list[str]:
     ]
 
 
-def _precision(choice: Mapping[str, Any], component: str, family: PipelineSpec) -> str:
+def _precision(choice: Mapping[str, Any], component: str, family: Family) -> str:
     exceptions, role = choice["components"], family.components[component].role
     return exceptions.get(component) or exceptions.get(role) or choice["precision"]
 
 
-def _graphs(engines: Table, quantize: Mapping[str, Any], family: PipelineSpec) -> Table:
+def _graphs(engines: Table, quantize: Mapping[str, Any], family: Family) -> Table:
     """Return the graphs that engines are built from, and those that these are made from."""
     graphs: Table = {}
     for engine in engines.values():
@@ -143,9 +142,7 @@ def _graphs(engines: Table, quantize: Mapping[str, Any], family: PipelineSpec) -
     return graphs
 
 
-def _add(
-    graphs: Table, family: PipelineSpec, component: str, precision: str, source: str | None
-) -> None:
+def _add(graphs: Table, family: Family, component: str, precision: str, source: str | None) -> None:
     graphs[graph_name(component, precision)] = {
         "component": component,
         "weights": family.components[component].folder,

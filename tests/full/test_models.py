@@ -14,14 +14,14 @@ import pytest
 
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXBuild, TensorRTRTXTarget
-from diffusion_engines.components import pipeline_of
 from diffusion_engines.config import Image
+from diffusion_engines.families import family_of
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.graph import DATA, MODEL, check_graph
 from diffusion_engines.onnx.operators import graph_statistics
 from diffusion_engines.onnx.simplify import check_same_results, simplify_graph
 from diffusion_engines.progress import LOG, step
-from diffusion_engines.runtime.networks import load_architecture, load_network
+from diffusion_engines.runtime.networks import load_network, read_config
 from diffusion_engines.weights.check import count_parameters
 from diffusion_engines.weights.sources import fill_with_random_weights
 from tests.conftest import ROOT, STATIC, graph_of
@@ -51,11 +51,11 @@ def test_sdxl_becomes_engines_within_24_gb(tmp_path: Path, name: str) -> None:
     with step("random weights of sdxl"):
         fill_with_random_weights(ROOT / "conf/architecture/sdxl", weights, seed=0, dtype="fp16")
     precision = PRECISIONS[name]
-    spec = pipeline_of(weights).component(name)
+    spec = family_of(weights).component(name)
     folder = weights / spec.folder
     parameters = section("sdxl", "model")["parameters"][spec.folder]
     assert count_parameters(folder) == parameters
-    architecture = load_architecture(folder)
+    architecture = read_config(spec, folder)
     inputs = spec.inputs(architecture, Image(**section("sdxl", "image")), STATIC)
     if name == "unet":
         assert inputs[0].size == (2, 4, 128, 128)

@@ -17,7 +17,7 @@ from diffusion_engines.config import Dynamic, Image
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.operators import graph_statistics
 from diffusion_engines.onnx.simplify import simplify_graph
-from diffusion_engines.runtime.networks import example_inputs, load_architecture, load_network
+from diffusion_engines.runtime.networks import example_inputs, load_network, read_config
 from diffusion_engines.weights.sources import fill_with_random_weights
 from tests.conftest import COMPONENTS, ROOT
 from tests.conversion import OPTIONS, PRECISIONS, case_of_conf, check_conversion
@@ -83,7 +83,7 @@ def test_the_simplified_graph_computes_what_pytorch_does(
 ) -> None:
     spec = COMPONENTS[name]
     folder = weights / spec.folder
-    architecture = load_architecture(folder)
+    architecture = read_config(spec, folder)
     inputs = spec.inputs(architecture, IMAGE, STATIC)
     module = load_network(spec, folder, "fp16")
     vocabulary = architecture.get("vocab_size", 0)

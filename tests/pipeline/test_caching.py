@@ -107,7 +107,7 @@ def test_a_sweep_of_two_points_does_the_common_work_once(clone: Clone) -> None:
     printed = clone.run("diffusion-engines", "experiments").output.splitlines()
     header = next(line.split() for line in printed if "experiment" in line)
     assert header[3] == "export.opset"  # the one parameter that differs
-    assert {"psnr", "unet_rel_l2", "unet_ms"} < set(header)
+    assert {"psnr", "unet_rel_l2", "denoiser_ms"} < set(header)
     assert not any("." in name for name in header[4:])
     manifests = []
     for experiment in base["experiments"]:

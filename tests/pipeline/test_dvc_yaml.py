@@ -27,6 +27,7 @@ PLUMBING = {
     "errors.py",
     "files.py",
     "layout.py",
+    "names.py",
     "onnx/__init__.py",
     "onnx/versions.py",
     "params.py",
@@ -48,13 +49,15 @@ CHECKS = {"backends/gpus.py", "backends/preflight.py"}
 # What this machine is reaches a build as a fingerprint and a measurement as a record: both are
 # tracked themselves.
 MACHINE = {"cpu.py", "machines.py"}
+# Types, where nothing is asked of a family.
+FAMILIES = {"families/__init__.py", "families/base.py"}
 # Probes run every time. Backends are found by their names, which no import tells: what a build
 # depends on is the one that it uses, tested below.
 EXEMPT = {
     "probe": {"backends/probe.py"},
     "probe_machine": MACHINE,
     # It copies files; what checks an engine's inputs is for who loads it.
-    "wrap": {"runtime/shapes.py", "backends/nvidia/torchscript.py", *CHECKS, *TIMING},
+    "wrap": {"runtime/shapes.py", "backends/nvidia/torchscript.py", *FAMILIES, *CHECKS, *TIMING},
     # It loads PyTorch networks alone, by the module that also loads engines.
     "reference": {
         "runtime/bundle.py",
@@ -64,12 +67,11 @@ EXEMPT = {
         *TIMING,
     },
     "build": {"onnx/graph.py", *TIMING},
-    # It reads recorded calls, by the module that also samples and records them.
-    "quantize": {"components.py", "runtime/conditioning.py", "runtime/sampling.py"},
-    "validate": {"components.py"},
-    "benchmark": {"components.py", *MACHINE},
-    "generate": {"components.py", *MACHINE},
-    "report": {"components.py"},
+    # They read recorded calls, whatever family recorded them.
+    "simplify": FAMILIES,
+    "quantize": FAMILIES,
+    "benchmark": MACHINE,
+    "generate": MACHINE,
 }
 
 

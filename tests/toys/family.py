@@ -1,8 +1,8 @@
 """A family for tests: a transformer that is told a class instead of a text, and a VAE.
 
 Copied to ``src/diffusion_engines/families/toy.py`` of a clone. With ``conf/`` it is all that a
-family takes. Its pipeline is diffusers' ``DiTPipeline`` (https://arxiv.org/abs/2212.09748), whose denoiser
-is no UNet and which encodes nothing; a prompt is the class of its length.
+family takes. Its pipeline is diffusers' ``DiTPipeline`` (https://arxiv.org/abs/2212.09748), whose
+denoiser is no UNet and which encodes nothing; a prompt is the class of its length.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from diffusion_engines.parity.metrics import difference
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import TorchNetwork
 from diffusion_engines.runtime.bundle import load_bundle, wrap_engine
-from diffusion_engines.runtime.recording import Recorder
+from diffusion_engines.runtime.calls import Recorder
 from diffusion_engines.weights.fuse import fuse_loras
 from diffusion_engines.weights.lora import read_lora
 from tests.conftest import ROOT, graph_of, load
@@ -47,7 +47,14 @@ SETTINGS = sampling.Settings("dpmpp_2m", 10, 7.5, 128, 128, vae_scale_factor=4)
 
 def networks(weights: Path = LEMON) -> dict[str, TorchNetwork]:
     names = ("text_encoder", "unet", "vae_decoder")
-    return {name: TorchNetwork(load(weights, name).module, torch.float32) for name in names}
+    return {
+        name: TorchNetwork(
+            (loaded := load(weights, name)).module,
+            [value.dtype for value in loaded.inputs],
+            torch.float32,
+        )
+        for name in names
+    }
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +133,10 @@ def test_it_draws_lemons_in_front_of_a_leaf(drawn: tuple[torch.Tensor, Recorder]
 
 def test_its_lora_draws_the_same_in_blue_ink(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(LEMON, tmp_path / "weights"))
-    architecture = json.loads((LEMON / "unet/config.json").read_text())
-    fuse_loras([read_lora(ROOT / "loras", "ink.safetensors", 1.0, architecture)], folder)
     model = sampling.load_model(folder)
+    unet = model.configs["unet"]
+    lora = read_lora(ROOT / "loras", "ink.safetensors", 1.0, model.family, unet)
+    fuse_loras([lora], folder)
     noise = sampling.initial_latents(model, SETTINGS, [42])
     red, _, blue = sampling.sample(networks(folder), model, SETTINGS, [PROMPT], noise).images[0]
     # Blue all over, and the leaf, dark, where it was.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from diffusion_engines import load_pipeline
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
 from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXBuild, TensorRTRTXTarget
-from diffusion_engines.components import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, pipeline_of
 from diffusion_engines.config import (
     Image,
     params_from_config,
 )
 from diffusion_engines.errors import ConfigError, ShapeError
+from diffusion_engines.families import family_of, stable_diffusion, stable_diffusion_xl
+from diffusion_engines.families.base import outputs_of
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.graph import MODEL, check_graph
 from diffusion_engines.onnx.simplify import check_same_results, simplify_graph
@@ -28,11 +30,12 @@ from diffusion_engines.parity.gates import gate_of, misses_of_component
 from diffusion_engines.parity.metrics import worst_difference
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
-from diffusion_engines.runtime.conditioning import outputs_of
+from diffusion_engines.runtime.calls import recorded_calls
 from diffusion_engines.runtime.networks import example_inputs
-from diffusion_engines.runtime.recording import record_reference, recorded_calls
+from diffusion_engines.runtime.recording import record_reference
+from diffusion_engines.weights.sources import check_architecture
 from tests.conftest import ROOT, graph_of, load, write_bundles
-from tests.models import MODELS, small_image, write_reduced_weights
+from tests.models import MODELS, section, small_image, write_reduced_weights
 
 PROMPT = "A big banana leaf with lemons in front of it"
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
@@ -40,9 +43,9 @@ ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", 
 # Networks that differ between the models, in the precision that GPUs get; the one with the most
 # inputs also in fp32, which would show an error of the conversion alone.
 GRAPHS = [
-    *(("sd15", component, "fp16") for component in STABLE_DIFFUSION.components),
+    *(("sd15", component, "fp16") for component in stable_diffusion.FAMILY.components),
     *(("sd21", component, "fp16") for component in ("text_encoder", "unet")),
-    *(("sdxl", component, "fp16") for component in STABLE_DIFFUSION_XL.components),
+    *(("sdxl", component, "fp16") for component in stable_diffusion_xl.FAMILY.components),
     ("sdxl", "unet", "fp32"),
     ("sdxl-turbo", "unet", "fp16"),
 ]
@@ -132,10 +135,11 @@ def own_pipeline(model: Reduced, scheduler: str) -> Any:
     """Diffusers' pipeline, loaded by diffusers."""
     import diffusers
 
-    cls = getattr(diffusers, pipeline_of(model.weights).class_name)
+    family = family_of(model.weights)
+    cls = getattr(diffusers, family.class_name)
     options = {} if cls is diffusers.StableDiffusionXLPipeline else {"safety_checker": None}
     pipeline = cls.from_pretrained(model.weights, **options)
-    pipeline.scheduler = sampling.make_scheduler(scheduler, pipeline.scheduler.config)
+    pipeline.scheduler = sampling.make_scheduler(family, scheduler, pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -157,7 +161,7 @@ def paint(pipeline: Any, model: Reduced, negative: str | None) -> torch.Tensor:
 # v-prediction is the scheduler's matter, so SD 2.1 has every one; the others have their own.
 RUNS = [
     ("sd15", "pndm", ""),
-    *(("sd21", scheduler, "blurry") for scheduler in sampling.SCHEDULERS),
+    *(("sd21", scheduler, "blurry") for scheduler in stable_diffusion.FAMILY.schedulers),
     ("sdxl", "euler", None),  # zeros for the negative prompt
     ("sdxl", "dpmpp_2m", "blurry"),
     ("sdxl-turbo", "euler_ancestral", None),
@@ -230,7 +234,7 @@ def test_a_recording_has_every_output_of_every_call(
         batch_size=1,
         frames=2,
     )
-    for component, spec in pipeline_of(model.weights).components.items():
+    for component, spec in family_of(model.weights).components.items():
         calls = recorded_calls(tmp_path / f"{component}.safetensors")
         # Zeros for the negative prompt take no call.
         count = {"unet": 2, "vae_decoder": 1}.get(component, 2 if negative else 1)
@@ -241,19 +245,52 @@ def test_a_recording_has_every_output_of_every_call(
             torch.testing.assert_close(again, outputs)
 
 
+@pytest.mark.parametrize("name", ["sd14", "sd21", "sdxl"])
+def test_configs_with_nothing_but_what_has_no_default_make_the_same_pictures(
+    tmp_path: Path, name: str
+) -> None:
+    weights = write_reduced_weights(name, tmp_path, sparse=True)
+    model = Reduced(name, weights, small_image(name))
+    vae = json.loads((weights / "vae/config.json").read_text())
+    assert "scaling_factor" not in vae
+    assert "time_cond_proj_dim" not in json.loads((weights / "unet/config.json").read_text())
+    check_architecture(weights, model.image.vae_scale_factor)
+    own = own_pipeline(model, "euler")
+    expected = paint(own, model, "blurry")
+    assert expected.std() > 0.01
+    found = sample(model, "euler", "blurry").images  # in PyTorch, as `reference` does
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    served = serve(model, tmp_path / "cpu")
+    served.scheduler = own.scheduler
+    torch.testing.assert_close(paint(served, model, "blurry"), expected, rtol=0, atol=1e-4)
+
+
+def serve(model: Reduced, folder: Path) -> Any:
+    """Export, build, bundle and load every network."""
+    write_bundles(model.weights, folder, image=model.image)
+    pipeline = load_pipeline(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+# With the keys of their published configs, and no others: SD 1.4's lack time_cond_proj_dim.
 @pytest.mark.parametrize("name", MODELS)
 def test_served_engines_paint_what_diffusers_paints(
     reduced: dict[str, Reduced], tmp_path: Path, name: str
 ) -> None:
     model = reduced[name]
-    write_bundles(model.weights, tmp_path / "cpu", image=model.image)
-    served: Any = load_pipeline(tmp_path / "cpu")
-    served.set_progress_bar_config(disable=True)
+    for component in family_of(model.weights).components.values():
+        published = ROOT / section(name, "model")["folder"] / component.folder / "config.json"
+        ours = model.weights / component.folder / "config.json"
+        assert set(json.loads(ours.read_text())) == set(json.loads(published.read_text()))
+    served = serve(model, tmp_path / "cpu")
     own = own_pipeline(model, "euler")
     assert type(served) is type(own)
     scheduler = "lcm" if model.few_steps else "euler"
     for pipeline in (served, own):
-        pipeline.scheduler = sampling.make_scheduler(scheduler, pipeline.scheduler.config)
+        config = pipeline.scheduler.config
+        family = family_of(model.weights)
+        pipeline.scheduler = sampling.make_scheduler(family, scheduler, config)
     for negative in (None, "blurry"):
         expected, found = (paint(pipeline, model, negative) for pipeline in (own, served))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

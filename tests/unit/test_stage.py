@@ -22,7 +22,7 @@ from diffusion_engines.files import new_folder, read_json, write_manifest
 from diffusion_engines.onnx.session import session_of
 from diffusion_engines.params import EVERYTHING, config_from_mapping, key, param, slices, tracked
 from diffusion_engines.parity.results import read_graph_check
-from diffusion_engines.runtime.recording import Recorder
+from diffusion_engines.runtime.calls import Recorder
 from diffusion_engines.stage import _run
 from tests.conftest import ROOT
 from tests.waiting import is_gone, wait_for

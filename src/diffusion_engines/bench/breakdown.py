@@ -8,25 +8,26 @@ import numpy as np
 
 from diffusion_engines.runtime.sampling import Timings
 
-# In the order of the article's tables. `unet` and `scheduler_and_guidance` are the denoising loop.
+# In the order of the article's tables. `denoiser` and `scheduler_and_guidance` are the denoising
+# loop.
 PHASES = (
-    "text_encoding",
+    "encoding",
     "denoising_loop",
-    "unet",
+    "denoiser",
     "scheduler_and_guidance",
-    "vae_decoding",
+    "decoding",
     "total",
 )
 
 
 def phase_milliseconds(timings: Timings) -> dict[str, float]:
-    """Return the milliseconds of each phase of one run; ``unet`` is the sum over all steps."""
+    """Return the milliseconds of each phase of one run; ``denoiser`` is the sum over all steps."""
     seconds = {
-        "text_encoding": timings.text_encoding,
+        "encoding": timings.encoding,
         "denoising_loop": timings.denoising_loop,
-        "unet": sum(timings.unet),
+        "denoiser": sum(timings.denoiser),
         "scheduler_and_guidance": timings.scheduler_and_guidance,
-        "vae_decoding": timings.vae_decoding,
+        "decoding": timings.decoding,
         "total": timings.total,
     }
     return {phase: seconds[phase] * 1e3 for phase in PHASES}
@@ -47,8 +48,8 @@ def distribution(milliseconds: Sequence[float]) -> dict[str, float]:
 
 
 def summarize(runs: Sequence[Timings]) -> dict[str, dict[str, float]]:
-    """Return the distribution of every phase, and of a single UNet call, over all runs."""
+    """Return the distribution of every phase, and of one call of the denoiser, over all runs."""
     phases = [phase_milliseconds(run) for run in runs]
     table = {phase: distribution([row[phase] for row in phases]) for phase in PHASES}
-    table["unet_call"] = distribution([s * 1e3 for run in runs for s in run.unet])
+    table["denoiser_call"] = distribution([s * 1e3 for run in runs for s in run.denoiser])
     return table

@@ -12,10 +12,10 @@ from diffusion_engines.bench.breakdown import summarize
 from diffusion_engines.bench.memory import PeakMemory, peak_memory_of
 from diffusion_engines.bench.results import ENGINES, Benchmark
 from diffusion_engines.errors import ConfigError, HardwareError
+from diffusion_engines.families.base import Network
 from diffusion_engines.layout import Workspace
 from diffusion_engines.progress import progress, step
 from diffusion_engines.runtime.assemble import target_networks, torch_networks
-from diffusion_engines.runtime.conditioning import Network
 from diffusion_engines.runtime.sampling import (
     Settings,
     Timings,

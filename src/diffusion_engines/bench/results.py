@@ -67,9 +67,9 @@ def write_benchmark(result: Benchmark, folder: Path, metrics: Path, plot: Path) 
         metrics,
         {
             "total_ms": result.median(ENGINES, "total"),
-            "unet_ms": result.median(ENGINES, "unet_call"),
+            "denoiser_ms": result.median(ENGINES, "denoiser_call"),
             "speedup": _speedup(result, "total"),
-            "unet_speedup": _speedup(result, "unet_call"),
+            "denoiser_speedup": _speedup(result, "denoiser_call"),
             "peak_mb": round((memory.gpu or memory.resident) / 1e6),
         },
     )

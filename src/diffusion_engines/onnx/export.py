@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.jit._trace import TracerWarning
 
-from diffusion_engines.components import Dim, TensorSpec
 from diffusion_engines.errors import ExportError
+from diffusion_engines.families.base import Dim, TensorSpec
 from diffusion_engines.onnx.graph import (
     MODEL,
     check_graph,
@@ -92,7 +92,8 @@ def _export_dynamo(
         opset_version=opset,
         input_names=[spec.name for spec in specs],
         output_names=outputs,
-        dynamic_shapes=tuple(_torch_dims(spec, dims) for spec in specs)
+        # In a tuple once more: a component's module takes its inputs as *tensors.
+        dynamic_shapes=(tuple(_torch_dims(spec, dims) for spec in specs),)
         if any(spec.dynamic for spec in specs)
         else None,
         verbose=False,

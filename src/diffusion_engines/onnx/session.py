@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 
 from diffusion_engines.errors import ExportError
+from diffusion_engines.names import trailing_number
 
 # By its own name: `quantize` puts `lean_options` in its place while ModelOpt makes sessions.
 _SessionOptions = onnxruntime.SessionOptions
@@ -52,7 +53,7 @@ def feeds_of(inputs: Sequence[Any], tensors: Sequence[Any]) -> dict[str, np.ndar
 
     Tensors are PyTorch's, in the order of the numbers in the inputs' names.
     """
-    named = sorted(inputs, key=lambda value: value.name)
+    named = sorted(inputs, key=lambda value: trailing_number(value.name))
     return {
         value.name: np.asarray(tensor).astype(NUMPY[value.type])
         for value, tensor in zip(named, tensors, strict=True)

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from onnx.checker import ValidationError
 
 from diffusion_engines.errors import ExportError
+from diffusion_engines.names import trailing_number
 from diffusion_engines.onnx.graph import MODEL, save_with_external_data
 from diffusion_engines.onnx.session import NUMPY, session_of
 from diffusion_engines.progress import step
@@ -104,8 +105,9 @@ def _run(path: Path, seed: int) -> list[np.ndarray]:
             feeds[value.name] = np.full(shape, 500.0, dtype)
         else:
             feeds[value.name] = generator.standard_normal(shape).astype(dtype)
-    # By name: onnxsim may list the outputs in another order.
-    return session.run(sorted(value.name for value in session.get_outputs()), feeds)
+    # By number: onnxsim may list the outputs in another order.
+    names = sorted((value.name for value in session.get_outputs()), key=trailing_number)
+    return session.run(names, feeds)
 
 
 def _size(dim: int | str | None, axis: int) -> int:

@@ -12,7 +12,7 @@ from diffusion_engines.parity.distances import Difference
 from diffusion_engines.parity.metrics import worst_difference
 from diffusion_engines.parity.results import GraphParity
 from diffusion_engines.progress import progress, step
-from diffusion_engines.runtime.recording import Call
+from diffusion_engines.runtime.calls import Call
 
 
 def compare_graphs(

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from diffusion_engines.families.base import Network
 from diffusion_engines.layout import Workspace
 from diffusion_engines.parity.distances import Difference
 from diffusion_engines.parity.metrics import difference, psnr, ssim
-from diffusion_engines.runtime.conditioning import Network
 from diffusion_engines.runtime.recording import load_settings, prompt_batches
 from diffusion_engines.runtime.sampling import load_model, sample
 

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from diffusion_engines.config import Gate, ImageGate, LatentsGate
+from diffusion_engines.families import role_of
 from diffusion_engines.files import write_json, write_table
 from diffusion_engines.parity.distances import Difference, largest, smallest, worst_of
 from diffusion_engines.parity.gates import misses_of
@@ -121,8 +122,9 @@ def write_validation(
         picture.save(folder / image.file)
     write_table(folder / "steps.csv", calls)
     write_table(folder / "trajectory.csv", trajectory)
-    # The UNet is the one component with a trajectory to plot.
-    write_table(plots / "unet.csv", [row for row in calls if row["component"] == "unet"] or calls)
+    # The denoiser is the one component with a trajectory to plot.
+    steps = [row for row in calls if role_of(row["component"]) == "denoiser"]
+    write_table(plots / "denoiser.csv", steps or calls)
     write_table(plots / "latents.csv", trajectory)
     write_result(folder / "validation.json", result, version=_VERSION)
     write_json(metrics, _validation_metrics(result))

@@ -10,6 +10,7 @@ from PIL import Image
 
 from diffusion_engines import precisions
 from diffusion_engines.config import ImageGate, Validate
+from diffusion_engines.families.base import Network, outputs_of
 from diffusion_engines.files import read_manifest
 from diffusion_engines.layout import Workspace
 from diffusion_engines.parity import scorers
@@ -38,8 +39,8 @@ from diffusion_engines.parity.results import (
 from diffusion_engines.parity.scorers import Scores
 from diffusion_engines.progress import progress, step
 from diffusion_engines.runtime.assemble import target_networks
-from diffusion_engines.runtime.conditioning import Network, outputs_of
-from diffusion_engines.runtime.recording import Call, picture, recorded_calls
+from diffusion_engines.runtime.calls import Call, recorded_calls
+from diffusion_engines.runtime.recording import picture
 
 
 def validate_target(

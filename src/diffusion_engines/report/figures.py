@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from diffusion_engines.bench.results import Benchmark
+from diffusion_engines.families import role_of
 from diffusion_engines.parity.distances import Difference
 from diffusion_engines.parity.results import LatentsParity, Quantization, Validation
 from diffusion_engines.report.text import number, words
@@ -22,12 +23,12 @@ from diffusion_engines.report.text import number, words
 # The parts of the total, in the order in which they run; colours that print and colour-blind
 # readers can tell apart (Okabe and Ito).
 _PARTS = {
-    "text_encoding": "#56B4E9",
-    "unet": "#0072B2",
+    "encoding": "#56B4E9",
+    "denoiser": "#0072B2",
     "scheduler_and_guidance": "#E69F00",
-    "vae_decoding": "#009E73",
+    "decoding": "#009E73",
 }
-_COMPONENTS = {"text_encoder": "#56B4E9", "unet": "#0072B2", "vae_decoder": "#009E73"}
+_ROLES = {"encoder": "#56B4E9", "denoiser": "#0072B2", "decoder": "#009E73"}
 _PRECISIONS = {
     "fp32": "#555555",
     "fp16-mixed": "#56B4E9",
@@ -96,7 +97,7 @@ def draw_breakdown(path: Path, benchmark: Benchmark) -> None:
 def draw_parity(path: Path, validation: Validation, batches: int) -> None:
     """Draw the relative L2 error of every call, with the tolerance of each component as a line.
 
-    The calls of all trajectories share an axis: the UNet's step within its trajectory.
+    The calls of all trajectories share an axis: the denoiser's step within its trajectory.
     """
     with plt.rc_context(_STYLE):
         parts = [part for part in validation.components if part.calls]
@@ -109,10 +110,11 @@ def draw_parity(path: Path, validation: Validation, batches: int) -> None:
             steps = len(part.calls) // runs
             calls = errors[part.component]
             lines = [calls[run * steps : (run + 1) * steps] for run in range(runs)]
-            colour = _COMPONENTS.get(part.component, "#555555")
+            role = role_of(part.component)
+            colour = _ROLES.get(role or "", "#555555")
             _draw_errors(axes, lines, part.gate.rel_l2, limits, colour)
             axes.set_title(f"{words(part.component)}, {part.precision}", fontsize=10)
-            axes.set_xlabel("step" if part.component == "unet" else "call")
+            axes.set_xlabel("step" if role == "denoiser" else "call")
         figure.supylabel("relative L2 error", fontsize=10)
         _save(figure, path)
 
@@ -129,7 +131,7 @@ def draw_latents(path: Path, latents: LatentsParity) -> None:
         )
         for axes, (title, lines, tolerance) in zip(grid, panels, strict=True):
             limits = _limits([tolerance, *(value for line in lines for value in line)])
-            _draw_errors(axes, lines, tolerance, limits, _COMPONENTS["unet"])
+            _draw_errors(axes, lines, tolerance, limits, _ROLES["denoiser"])
             axes.set_title(f"latents, {title}", fontsize=10)
             axes.set_xlabel("after step")
         _save(figure, path)
@@ -174,7 +176,7 @@ def draw_quantization(path: Path, quantizations: Sequence[Quantization], batches
                     )
             axes.set_yscale("log")
             axes.set_title(words(component), fontsize=10)
-            axes.set_xlabel("step" if component == "unet" else "call")
+            axes.set_xlabel("step" if role_of(component) == "denoiser" else "call")
             axes.set_xlim(0.5, steps + 0.5)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         unique: dict[str, Any] = {}

@@ -11,6 +11,7 @@ import jinja2
 
 from diffusion_engines import config
 from diffusion_engines.bench.results import ENGINES, Benchmark
+from diffusion_engines.families import role_of
 from diffusion_engines.files import write_json
 from diffusion_engines.layout import Workspace
 from diffusion_engines.parity.distances import worst_of
@@ -94,6 +95,7 @@ def render(report: Report, figures: Mapping[str, Path]) -> str:
         parity=parity_text,
         status=engine_status,
         run_rows=run_rows,
+        denoiser=denoiser_name(report),
         shown=_SHOWN,
         shown_misses=_SHOWN_MISSES,
     )
@@ -136,6 +138,12 @@ def engine_status(report: Report, engine: Engine) -> str:
     return "compared" if engine.target in report.validations else "built, not run here"
 
 
+def denoiser_name(report: Report) -> str:
+    """Return what the model's denoiser is called, e.g. ``unet``."""
+    names = (e.component for e in report.engines if role_of(e.component) == "denoiser")
+    return text.words(next(names, "denoiser"))
+
+
 def parity_text(report: Report, engine: Engine) -> str:
     """Return an engine's worst error and whether it is within tolerance.
 
@@ -163,7 +171,7 @@ def run_rows(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
     rate = [text.fixed(benchmark.images_per_second[runner]) for runner in benchmark.runners]
     rows = [
         ("speedup of the total", speedups("total")),
-        ("speedup of the UNet", speedups("unet_call")),
+        ("speedup of the denoiser", speedups("denoiser_call")),
         ("images per second", rate),
         ("peak resident memory", [text.size(m.resident) for m in memory]),
     ]
@@ -176,21 +184,17 @@ def run_rows(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
 def _speed_text(report: Report, engine: Engine) -> str:
     if engine.target not in report.benchmarks:
         return "not run here"
-    benchmark, phase = report.benchmarks[engine.target], _PHASES[engine.component]
+    role = role_of(engine.component)
+    if role not in _PHASES:
+        return "not timed alone"
+    benchmark, phase = report.benchmarks[engine.target], _PHASES[role]
     ours = benchmark.median(ENGINES, phase)
     theirs = benchmark.median(benchmark.baseline, phase)
-    # One phase has all encoders of the text.
-    shared = phase == "text_encoding" and any(
-        other.component == "text_encoder_2" for other in report.engines
-    )
-    of = ", both encoders" if shared else ""
+    # One phase has all encoders.
+    encoders = {e.component for e in report.engines if role_of(e.component) == "encoder"}
+    of = ", all encoders" if role == "encoder" and len(encoders) > 1 else ""
     return f"{text.number(ours)} ms, {text.ratio(theirs, ours)} PyTorch{of}"
 
 
-# What of the latency breakdown each component is.
-_PHASES = {
-    "text_encoder": "text_encoding",
-    "text_encoder_2": "text_encoding",
-    "unet": "unet_call",
-    "vae_decoder": "vae_decoding",
-}
+# What of the latency breakdown a component is, by its role.
+_PHASES = {"encoder": "encoding", "denoiser": "denoiser_call", "decoder": "decoding"}

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffusion_engines.components import pipeline_of
 from diffusion_engines.config import Engine
+from diffusion_engines.families import family_of
+from diffusion_engines.families.base import Dtype, Network
 from diffusion_engines.files import read_manifest
 from diffusion_engines.layout import Workspace
 from diffusion_engines.progress import step
 from diffusion_engines.runtime.bundle import load_bundle
-from diffusion_engines.runtime.conditioning import Network
-from diffusion_engines.runtime.networks import load_network, torch_dtype
+from diffusion_engines.runtime.networks import load_network, precision_dtype, tensor_dtype
 
 
 @dataclass(frozen=True)
 class TorchNetwork:
-    """A PyTorch network that takes any floating-point input, as engines do."""
+    """A PyTorch network that takes inputs of any dtype, as engines do.
+
+    Attributes:
+        module: the network.
+        dtypes: of its inputs, as its component declares them.
+        dtype: what "component" stands for among them.
+        autocast: whether each call runs under ``torch.autocast`` to fp16.
+        reuses_output: whether the module writes its result where the last one is: CUDA graphs do
+            (torch.compile).
+    """
 
     module: torch.nn.Module
+    dtypes: Sequence[Dtype]
     dtype: torch.dtype
     autocast: bool = False
-    # The module writes its result where the last one is: CUDA graphs do (torch.compile).
     reuses_output: bool = False
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
-        """Run the network; timesteps, sizes, token ids and the pooled embedding keep their dtype.
-
-        The network itself casts the last of these.
-        """
-        cast = (t.to(self.dtype) if t.ndim > 2 else t for t in tensors)
+        """Run the network, on inputs cast to what it declares."""
+        cast = (
+            tensor.to(tensor_dtype(dtype, self.dtype))
+            for tensor, dtype in zip(tensors, self.dtypes, strict=True)
+        )
         device = next(self.module.parameters()).device.type
         with torch.no_grad(), torch.autocast(device, torch.float16, enabled=self.autocast):
             output = self.module(*cast)
@@ -70,19 +79,24 @@ def torch_networks(
         IntegrityError: a weights file is damaged.
         ConfigError: the model has no such component.
     """
-    pipeline = pipeline_of(weights)
+    family = family_of(weights)
     networks: dict[str, Network] = {}
-    for name in pipeline.components if names is None else names:
-        spec = pipeline.component(name)
+    for name in family.components if names is None else names:
+        component = family.component(name)
+        folder = weights / component.folder
         with step(f"load {name} in PyTorch, {precision}"):
-            read_manifest(weights / spec.folder, "weights")
-            module: Any = load_network(spec, weights / spec.folder, precision, device)
+            read_manifest(folder, "weights")
+            module: Any = load_network(component, folder, precision, device)
             if channels_last:
                 module = module.to(memory_format=torch.channels_last)
             if compile_mode is not None:
                 module = torch.compile(module, mode=compile_mode)
         networks[name] = TorchNetwork(
-            module, torch_dtype(precision), autocast, reuses_output=compile_mode is not None
+            module,
+            [value.dtype for value in component.takes],
+            precision_dtype(precision),
+            autocast,
+            reuses_output=compile_mode is not None,
         )
     return networks
 
@@ -117,7 +131,7 @@ def target_networks(
 ) -> dict[str, Network]:
     """Load a target's engines, and PyTorch networks for the components that it has none for."""
     weights = workspace.weights
-    missing = [name for name in pipeline_of(weights).components if name not in components]
+    missing = [name for name in family_of(weights).components if name not in components]
     return {
         **engine_networks(target, components, device, workspace=workspace),
         **torch_networks(torch_precision, device, weights=weights, names=missing),

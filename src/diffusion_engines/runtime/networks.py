@@ -1,8 +1,9 @@
-"""The PyTorch networks, each as a module with the inputs of its ``ComponentSpec``."""
+"""The PyTorch networks, each as a module with the inputs and outputs of its component."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -10,154 +11,89 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion_engines.components import ComponentSpec, TensorSpec
-
-_DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "float32": torch.float32,
-    "int64": torch.int64,
-}
+from diffusion_engines.families.base import Component, Dtype, TensorSpec
+from diffusion_engines.precisions import PRECISIONS
 
 
-class TextEncoder(nn.Module):
-    """Token ids (batch, 77) to the last hidden state (batch, 77, hidden)."""
+class NetworkModule(nn.Module):
+    """A component's network, called with tensors alone, as an engine is."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, component: Component, network: Any) -> None:
         super().__init__()
+        if component.prepare is not None:
+            component.prepare(network)
         self.network = network
+        self.call = component.call
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Run the network; shapes as above."""
-        return self.network(input_ids=input_ids, return_dict=False)[0]
-
-
-class PenultimateTextEncoder(nn.Module):
-    """Token ids (batch, 77) to the hidden state before the last layer (batch, 77, hidden)."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Run the network; shapes as above."""
-        return self.network(input_ids=input_ids, output_hidden_states=True).hidden_states[-2]
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        """Return the output, or a tuple of several, of the component's inputs."""
+        return self.call(self.network, *tensors)
 
 
-class ProjectedTextEncoder(nn.Module):
-    """Token ids (batch, 77) to the penultimate hidden state and the pooled embedding.
-
-    These are (batch, 77, hidden) and (batch, projection).
-    """
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the network; shapes as above."""
-        result = self.network(input_ids=input_ids, output_hidden_states=True)
-        return result.hidden_states[-2], result.text_embeds
-
-
-class UNet(nn.Module):
-    """Latents (batch, 4, h, w), timestep (1,), text (batch, 77, c) to noise (batch, 4, h, w)."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(
-        self, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor
-    ) -> torch.Tensor:
-        """Run the network; shapes as above."""
-        batched = timestep.expand(latents.shape[0])
-        return self.network(latents, batched, text, return_dict=False)[0]
-
-
-class ConditionedUNet(nn.Module):
-    """SDXL's UNet: as :class:`UNet`, with a pooled embedding (batch, p) and sizes (batch, 6)."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(
-        self,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        text: torch.Tensor,
-        pooled: torch.Tensor,
-        sizes: torch.Tensor,
-    ) -> torch.Tensor:
-        """Run the network; shapes as above."""
-        batched = timestep.expand(latents.shape[0])
-        # The network puts the pooled embedding beside sinusoids of the sizes, which are fp32.
-        # PyTorch promotes; the exporter would write a Concat of two types, which is invalid.
-        conditions = {"text_embeds": pooled.to(sizes.dtype), "time_ids": sizes}
-        return self.network(
-            latents, batched, text, added_cond_kwargs=conditions, return_dict=False
-        )[0]
-
-
-class VAEDecoder(nn.Module):
-    """Latents (batch, 4, h, w), unscaled, to images (batch, 3, 8 h, 8 w) around [-1, 1]."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        # Only the decoding half, so that no export carries the encoder's weights.
-        self.post_quant_conv = network.post_quant_conv or nn.Identity()
-        self.decoder = network.decoder
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Run the network; shapes as above."""
-        return self.decoder(self.post_quant_conv(latents))
-
-
-_MODULES = {
-    module.__name__: module
-    for module in (
-        TextEncoder,
-        PenultimateTextEncoder,
-        ProjectedTextEncoder,
-        UNet,
-        ConditionedUNet,
-        VAEDecoder,
-    )
-}
-
-
-def network_class(spec: ComponentSpec) -> Any:
+def network_class(component: Component) -> Any:
     """Return the class of diffusers or transformers that holds a component."""
-    return getattr(importlib.import_module(spec.library), spec.class_name)
+    return getattr(importlib.import_module(component.library), component.class_name)
 
 
-def load_architecture(folder: Path) -> dict[str, Any]:
-    """Return the ``config.json`` of one network of a diffusers model."""
-    return json.loads((folder / "config.json").read_text())
+def read_config(component: Component, folder: Path) -> dict[str, Any]:
+    """Return the ``config.json`` of a network as its library reads it.
+
+    Keys that the file lacks have the defaults of the network's class: configs of 2022 lack what
+    came later.
+
+    Args:
+        component: whose class has the defaults.
+        folder: with the file, e.g. ``artifacts/weights/unet``.
+    """
+    published = json.loads((folder / "config.json").read_text())
+    cls = network_class(component)
+    if component.library == "transformers":
+        return cls.config_class.from_dict(published).to_dict()
+    known, _, rest = cls.extract_init_dict(published)
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    return {**defaults, **rest, **known}
 
 
 def load_network(
-    spec: ComponentSpec, folder: Path, precision: str, device: str = "cpu"
-) -> nn.Module:
+    component: Component, folder: Path, precision: str, device: str = "cpu"
+) -> NetworkModule:
     """Load a component from safetensors, in ``precision``, for inference.
 
     Weights are cast tensor by tensor, so that the peak is one model in ``precision``.
     """
     # A stage has progress lines of its own.
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
-    dtype = {"torch_dtype" if spec.library == "diffusers" else "dtype": _DTYPES[precision]}
-    network = network_class(spec).from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=True, **dtype
+    key = "torch_dtype" if component.library == "diffusers" else "dtype"
+    network = network_class(component).from_pretrained(
+        folder,
+        use_safetensors=True,
+        local_files_only=True,
+        low_cpu_mem_usage=True,
+        **{key: precision_dtype(precision)},
     )
-    module = _MODULES[spec.module](network)
-    return module.eval().requires_grad_(False).to(device)
+    return NetworkModule(component, network).eval().requires_grad_(False).to(device)
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """Return the torch dtype of a precision, or of a :class:`TensorSpec`."""
-    return _DTYPES[name]
+def precision_dtype(precision: str) -> torch.dtype:
+    """Return the dtype of a precision's inputs and outputs.
+
+    Raises:
+        ValueError: that is the dtype of what the graph was made from, as for int8.
+    """
+    name = PRECISIONS[precision].torch_dtype
+    if name is None:
+        raise ValueError(f"{precision} has no dtype of its own")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def tensor_dtype(dtype: Dtype, component: torch.dtype) -> torch.dtype:
+    """Return the dtype of an input; ``component`` is what "component" stands for."""
+    return {"component": component, "float32": torch.float32, "int64": torch.int64}[dtype]
 
 
 def example_inputs(
@@ -178,6 +114,6 @@ def example_inputs(
             size = torch.tensor([512.0, 512.0, 0.0, 0.0, 512.0, 512.0])
             tensors.append(size.repeat(spec.size[0], 1))
         else:
-            dtype = _DTYPES[precision if spec.dtype == "component" else spec.dtype]
+            dtype = tensor_dtype(spec.dtype, precision_dtype(precision))
             tensors.append(torch.randn(spec.size, generator=generator).to(dtype))
     return tuple(tensors)

@@ -4,76 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from diffusion_engines.families.base import Model, Network
 from diffusion_engines.files import read_json, write_json
-from diffusion_engines.runtime.conditioning import Network, outputs_of
-from diffusion_engines.runtime.sampling import (
-    Model,
-    Settings,
-    decode,
-    initial_latents,
-    sample,
-)
+from diffusion_engines.runtime.calls import Recorder, spread
+from diffusion_engines.runtime.sampling import Settings, initial_latents, sample
 
 _SETTINGS = "settings.json"
-T = TypeVar("T")
-
-
-# The inputs and the outputs of one call of a network.
-Call = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]
-
-
-class Recorder:
-    """A network that keeps the inputs and the outputs of every call."""
-
-    def __init__(self, network: Network) -> None:
-        self.network = network
-        self.calls: list[Call] = []
-
-    def __call__(self, *tensors: torch.Tensor) -> Any:
-        """Run the network and record the call."""
-        result = self.network(*tensors)
-        self.calls.append((_kept(tensors), _kept(outputs_of(result))))
-        return result
-
-    def save(self, path: Path) -> None:
-        """Write all calls: ``<call>.input_0 …`` and ``<call>.output_0 …``."""
-        tensors = {
-            f"{index}.{kind}_{number}": tensor
-            for index, call in enumerate(self.calls)
-            for kind, values in zip(("input", "output"), call, strict=True)
-            for number, tensor in enumerate(values)
-        }
-        save_file(tensors, path)
-
-
-def _kept(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    return tuple(tensor.detach().cpu().clone().contiguous() for tensor in tensors)
-
-
-def recorded_calls(path: Path) -> list[Call]:
-    """Return the inputs and the outputs of every recorded call, in order."""
-    tensors = load_file(path)
-
-    def values(index: int, kind: str) -> tuple[torch.Tensor, ...]:
-        names = sorted(name for name in tensors if name.startswith(f"{index}.{kind}_"))
-        return tuple(tensors[name] for name in names)
-
-    count = sum(name.endswith(".output_0") for name in tensors)
-    return [(values(index, "input"), values(index, "output")) for index in range(count)]
-
-
-def spread(values: Sequence[T], count: int | None) -> list[T]:
-    """Return ``count`` of the values, evenly spread from the first to the last; None: all."""
-    if count is None or count >= len(values):
-        return list(values)
-    return [values[i] for i in np.linspace(0, len(values) - 1, count).round().astype(int)]
 
 
 def prompt_batches(
@@ -126,7 +67,7 @@ def record_reference(
     chosen = spread(range(len(first)), frames)
     # The batch that a network takes is fixed, so a frame fills it.
     decoded = [
-        decode(networks["vae_decoder"], model, first[i].expand(batch_size, -1, -1, -1))[:1]
+        model.family.decode(networks, model, first[i].expand(batch_size, -1, -1, -1))[:1]
         for i in chosen
     ]
     save_images(torch.cat(decoded), folder, "frame")

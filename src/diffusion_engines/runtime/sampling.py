@@ -1,7 +1,8 @@
-"""The denoising loop of Stable Diffusion, over any mix of PyTorch modules and engines."""
+"""The denoising loop of diffusers' pipelines, over any mix of PyTorch modules and engines."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,45 +13,19 @@ from typing import Any
 import torch
 
 from diffusion_engines.errors import ConfigError
+from diffusion_engines.families import family_of
+from diffusion_engines.families.base import Family, Model, Network
 from diffusion_engines.files import read_json
 from diffusion_engines.progress import progress
-from diffusion_engines.runtime.conditioning import (
-    Conditioning,
-    Network,
-    encode,
-    load_conditioning,
-)
-
-# By their names in conf/: diffusers' class, and what it is asked for beyond the model's config.
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lms": ("LMSDiscreteScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "ddim": ("DDIMScheduler", {}),
-    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-}
-# They add noise at every step.
-_STOCHASTIC = ("euler_ancestral", "lcm")
-
-
-@dataclass(frozen=True)
-class Model:
-    """What sampling needs of a diffusers model besides its networks."""
-
-    conditioning: Conditioning
-    scheduler_config: Mapping[str, Any]
-    scaling_factor: float
-    latent_channels: int
+from diffusion_engines.runtime.networks import read_config
 
 
 @dataclass(frozen=True)
 class Settings:
     """One sampling run; ``height`` and ``width`` in pixels, ``guidance_scale`` 1 is none.
 
-    ``guidance`` says whether the UNet gets both halves of classifier-free guidance, for which its
-    engine is built, at any scale.
+    ``guidance`` says whether the denoiser gets both halves of classifier-free guidance, for which
+    its engine is built, at any scale.
 
     Raises:
         ConfigError: a guidance scale is asked for without the half that it takes.
@@ -79,23 +54,24 @@ class Settings:
 class Timings:
     """Seconds of each phase of one run, in the breakdown of the PhotoRoom article.
 
-    ``denoising_loop`` contains ``unet`` (one entry per step) and the scheduler with the guidance.
+    ``denoising_loop`` contains ``denoiser`` (one entry per step) and the scheduler with the
+    guidance.
     """
 
-    text_encoding: float = 0.0
+    encoding: float = 0.0
     denoising_loop: float = 0.0
-    unet: list[float] = field(default_factory=list)
-    vae_decoding: float = 0.0
+    denoiser: list[float] = field(default_factory=list)
+    decoding: float = 0.0
 
     @property
     def scheduler_and_guidance(self) -> float:
-        """The part of the denoising loop that is not the UNet."""
-        return self.denoising_loop - sum(self.unet)
+        """The part of the denoising loop that is not the denoiser."""
+        return self.denoising_loop - sum(self.denoiser)
 
     @property
     def total(self) -> float:
         """From prompt to image tensor."""
-        return self.text_encoding + self.denoising_loop + self.vae_decoding
+        return self.encoding + self.denoising_loop + self.decoding
 
 
 @dataclass(frozen=True)
@@ -111,26 +87,49 @@ class Sample:
 
 
 def load_model(weights: Path) -> Model:
-    """Read tokenizers, scheduler and VAE settings from a diffusers folder."""
-    vae = read_json(weights / "vae" / "config.json")
+    """Read a diffusers folder but for its weights: tokenizers, noise schedule, configs.
+
+    Raises:
+        WeightsError, ConfigError: as of ``family_of``.
+    """
+    family = family_of(weights)
+    index = read_json(weights / "model_index.json")
+    transformers: Any = importlib.import_module("transformers")
     return Model(
-        conditioning=load_conditioning(weights),
+        family=family,
+        index=index,
+        configs={
+            name: read_config(component, weights / component.folder)
+            for name, component in family.components.items()
+        },
+        tokenizers={
+            encoder: getattr(transformers, index[folder][1]).from_pretrained(weights / folder)
+            for encoder, folder in family.tokenizers.items()
+        },
         scheduler_config=read_json(weights / "scheduler" / "scheduler_config.json"),
-        scaling_factor=vae["scaling_factor"],
-        latent_channels=vae["latent_channels"],
     )
 
 
-def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
+def make_scheduler(family: Family, name: str, config: Mapping[str, Any]) -> Any:
     """Return a diffusers scheduler with the noise schedule that a model was trained with.
 
-    What the UNet predicts (``prediction_type``) and which timesteps are used
+    What the denoiser predicts (``prediction_type``) and which timesteps are used
     (``timestep_spacing``) come from the model's config, too.
+
+    Raises:
+        ConfigError: the family has no such scheduler.
     """
     import diffusers
 
-    class_name, options = SCHEDULERS[name]
-    return getattr(diffusers, class_name).from_config(config, **options)
+    if name not in family.schedulers:
+        raise ConfigError(
+            f"scheduler: a {family.class_name} has no {name}",
+            expected=", ".join(family.schedulers),
+            found=name,
+            fix="choose one of these (conf/reference/, conf/benchmark/, conf/generate/)",
+        )
+    scheduler = family.schedulers[name]
+    return getattr(diffusers, scheduler.class_name).from_config(config, **scheduler.options)
 
 
 def initial_latents(model: Model, settings: Settings, seeds: list[int]) -> torch.Tensor:
@@ -140,7 +139,8 @@ def initial_latents(model: Model, settings: Settings, seeds: list[int]) -> torch
     means the same picture in every batch and everywhere.
     """
     factor = settings.vae_scale_factor
-    shape = (model.latent_channels, settings.height // factor, settings.width // factor)
+    channels = model.family.latent_channels(model.configs)
+    shape = (channels, settings.height // factor, settings.width // factor)
     return torch.stack(
         [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )
@@ -158,13 +158,13 @@ def sample(
     device: str = "cpu",
     description: str = "denoise",
 ) -> Sample:
-    """Run text encoders, denoising loop and VAE decoder, as diffusers' pipelines do.
+    """Run encoders, denoising loop and decoder, as diffusers' pipelines do.
 
     Latents stay in fp32 between the steps; each network casts to the precision that it takes.
 
     Args:
-        networks: the components of the model's pipeline, by name; see ``components.py``.
-        model: tokenizers, noise schedule, VAE settings.
+        networks: the components of the model's family, by name.
+        model: tokenizers, noise schedule, configs.
         settings: scheduler, steps, guidance, size.
         prompts: as many as ``latents`` has rows.
         latents: standard normal noise (batch, channels, h, w), as of :func:`initial_latents`.
@@ -174,9 +174,11 @@ def sample(
         description: shown on the progress bar.
 
     Raises:
-        ConfigError: the scheduler adds noise, and there are no seeds to draw it from.
+        ConfigError: the scheduler adds noise, and there are no seeds to draw it from; or the
+            family has no such scheduler.
     """
-    scheduler = make_scheduler(settings.scheduler, model.scheduler_config)
+    family = model.family
+    scheduler = make_scheduler(family, settings.scheduler, model.scheduler_config)
     scheduler.set_timesteps(settings.steps, device=device)
     timings = Timings()
     now = _clock(device)
@@ -184,21 +186,23 @@ def sample(
     started = now()
     negative = settings.negative_prompt if settings.guidance else None
     size = (settings.height, settings.width)
-    conditions = encode(networks, model.conditioning, prompts, negative, size, device)
-    timings.text_encoding = now() - started
+    conditions = family.encode(networks, model, prompts, negative, size, device)
+    timings.encoding = now() - started
 
     started = now()
-    options = _step_options(scheduler, settings, seeds, latents)
-    latents = latents.to(device) * scheduler.init_noise_sigma
+    options = _step_options(family, scheduler, settings, seeds, latents)
+    # Schedulers of flow matching neither scale the noise nor what the denoiser gets.
+    latents = latents.to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
+    scales = hasattr(scheduler, "scale_model_input")
     trajectory = [latents.float().cpu()]
     for timestep in progress(scheduler.timesteps, description):
         # With a scale of 1 both halves still run: engines have the batch size of two halves.
         rows = torch.cat([latents, latents]) if settings.guidance else latents
-        rows = scheduler.scale_model_input(rows, timestep)
-        step_timestep = timestep.reshape(1).to(torch.float32)
-        unet_started = now()
-        noise = networks["unet"](rows, step_timestep, *conditions)
-        timings.unet.append(now() - unet_started)
+        if scales:
+            rows = scheduler.scale_model_input(rows, timestep)
+        denoiser_started = now()
+        noise = family.denoise(networks, rows, timestep, conditions)
+        timings.denoiser.append(now() - denoiser_started)
         noise = noise.float()
         if settings.guidance:
             noise = _guided(noise, settings.guidance_scale)
@@ -207,18 +211,9 @@ def sample(
     timings.denoising_loop = now() - started
 
     started = now()
-    images = decode(networks["vae_decoder"], model, latents)
-    timings.vae_decoding = now() - started
+    images = family.decode(networks, model, latents)
+    timings.decoding = now() - started
     return Sample(images.cpu(), trajectory, timings)
-
-
-def decode(vae_decoder: Network, model: Model, latents: torch.Tensor) -> torch.Tensor:
-    """Return the images (batch, 3, height, width), fp32 in [0, 1], of latents.
-
-    NaN stays NaN, so that a network that overflows is seen and not painted black.
-    """
-    decoded = vae_decoder(latents / model.scaling_factor).float()
-    return (decoded / 2 + 0.5).clamp(0, 1)
 
 
 def _guided(noise: torch.Tensor, scale: float) -> torch.Tensor:
@@ -230,7 +225,11 @@ def _guided(noise: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def _step_options(
-    scheduler: Any, settings: Settings, seeds: Sequence[int] | None, latents: torch.Tensor
+    family: Family,
+    scheduler: Any,
+    settings: Settings,
+    seeds: Sequence[int] | None,
+    latents: torch.Tensor,
 ) -> dict[str, Any]:
     """Return what a scheduler's ``step`` takes besides: the generator of each image.
 
@@ -238,7 +237,7 @@ def _step_options(
     and on any device, and is the one that a diffusers pipeline makes with that generator.
     """
     if seeds is None:
-        if settings.scheduler in _STOCHASTIC:
+        if family.schedulers[settings.scheduler].adds_noise:
             raise ConfigError(
                 f"the scheduler {settings.scheduler} adds noise, which needs the images' seeds"
             )

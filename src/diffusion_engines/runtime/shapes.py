@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from diffusion_engines.errors import ShapeError
+from diffusion_engines.families import role_of
 
 # What the dimensions of a fixed shape are called; open ones carry their names.
 _AXES = {
@@ -148,12 +149,14 @@ class CheckedEngine(torch.nn.Module):
 
     def _fix(self, names: Sequence[str]) -> str:
         rows = "ask for fewer prompts or images per call"
-        if self.manifest["component"] == "unet":
+        component = self.manifest["component"]
+        if role_of(component) == "denoiser":
             rows = (
-                "the UNet gets two rows per image, for the guidance: ask for fewer images per call"
+                f"the {component} gets two rows per image, for the guidance: ask for fewer images\n"
+                "per call"
                 if self.manifest.get("guidance", True)
-                else "the UNet was built without guidance and gets one row per image: call the\n"
-                "pipeline with guidance_scale=1, or ask for fewer images per call"
+                else f"the {component} was built without guidance and gets one row per image:\n"
+                "call the pipeline with guidance_scale=1, or ask for fewer images per call"
             )
         return (
             (f"{rows};\n" if "batch" in names else "ask for a size in this range;\n")

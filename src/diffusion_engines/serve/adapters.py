@@ -20,8 +20,9 @@ from transformers import CLIPTextConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from diffusion_engines.errors import ConfigError, HardwareError
+from diffusion_engines.families.base import outputs_of
+from diffusion_engines.precisions import PRECISIONS
 from diffusion_engines.runtime.bundle import engine_device, is_device
-from diffusion_engines.runtime.conditioning import outputs_of
 from diffusion_engines.runtime.shapes import CheckedEngine
 
 FrozenDict: Any = configuration_utils.FrozenDict  # untyped in diffusers
@@ -54,7 +55,10 @@ class EngineModule(torch.nn.Module):
                 "GPUs, set CUDA_VISIBLE_DEVICES",
             )
         precision = self.engine.manifest["precision"]
-        if dtype is not None and dtype not in (torch.float32, _DTYPES[precision]):
+        # An engine in 8 bits has the inputs of what it was made from; its manifest says which.
+        inputs = {value["dtype"] for value in self.engine.manifest["inputs"]}
+        allowed = {"float32", PRECISIONS[precision].torch_dtype, *inputs}
+        if dtype is not None and str(dtype).removeprefix("torch.") not in allowed:
             raise HardwareError(
                 f"the engine {self.engine.name} cannot change its precision",
                 expected=precision,
@@ -62,9 +66,6 @@ class EngineModule(torch.nn.Module):
                 fix="leave the dtype out; the precision is chosen in conf/fleet/",
             )
         return self
-
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class TextEncoder(EngineModule):
@@ -223,17 +224,6 @@ class VAEDecoder(EngineModule):
         return DecoderOutput(sample=images) if return_dict else (images,)
 
     forward = decode
-
-
-# By the module of the component's ComponentSpec.
-ADAPTERS: dict[str, type[EngineModule]] = {
-    "TextEncoder": TextEncoder,
-    "PenultimateTextEncoder": PenultimateTextEncoder,
-    "ProjectedTextEncoder": PenultimateTextEncoder,
-    "UNet": UNet,
-    "ConditionedUNet": UNet,
-    "VAEDecoder": VAEDecoder,
-}
 
 
 def _refuse(engine: CheckedEngine, **conditions: Any) -> None:

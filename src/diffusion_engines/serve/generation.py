@@ -14,23 +14,24 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from diffusion_engines import __version__, layout
+from diffusion_engines import __version__
 from diffusion_engines.bench.breakdown import phase_milliseconds
 from diffusion_engines.config import Generate
 from diffusion_engines.config import Image as ImageSettings
 from diffusion_engines.errors import ConfigError
+from diffusion_engines.families import role_of
+from diffusion_engines.families.base import Model, Network
 from diffusion_engines.files import MANIFEST, read_manifest, sha256_of_file, write_json
+from diffusion_engines.layout import Workspace
 from diffusion_engines.machines import Machine
 from diffusion_engines.progress import step
 from diffusion_engines.report.images import write_trajectory
 from diffusion_engines.runtime.assemble import target_networks
-from diffusion_engines.runtime.conditioning import Network
-from diffusion_engines.runtime.recording import picture, prompt_batches, save_images, spread
+from diffusion_engines.runtime.calls import spread
+from diffusion_engines.runtime.recording import picture, prompt_batches, save_images
 from diffusion_engines.runtime.sampling import (
-    Model,
     Sample,
     Settings,
-    decode,
     initial_latents,
     load_model,
     sample,
@@ -48,13 +49,14 @@ def generate_images(
     image: ImageSettings,
     folder: Path,
     *,
+    workspace: Workspace,
     device: str,
     machine: Machine,
 ) -> None:
     """Write the images of all prompts, an animation of each, and the timings into ``folder``.
 
     ``image-NN.png`` carries its settings and the hashes of the engines as text; ``image-NN.gif``
-    shows how it came about; ``timings.json`` has every batch and, for the UNet, every step.
+    shows how it came about; ``timings.json`` has every batch and, for the denoiser, every step.
     Components without an engine run in PyTorch.
 
     Args:
@@ -63,6 +65,7 @@ def generate_images(
         generate: prompts and settings.
         image: the size where ``generate`` has none, and the images of one call.
         folder: empty.
+        workspace: that holds bundles, and weights for components without an engine.
         device: where the engines take their inputs.
         machine: that this is, for the timings.
 
@@ -70,9 +73,9 @@ def generate_images(
         ConfigError: the engines were not built for this size.
         IntegrityError, FingerprintError, HardwareError: as of ``load_bundle``.
     """
-    packed = read_manifest(layout.pipeline(target), "pipeline")
-    model = load_model(layout.pipeline(target))
-    networks = target_networks(target, components, device, workspace=layout.Workspace())
+    packed = read_manifest(workspace.pipeline(target), "pipeline")
+    model = load_model(workspace.pipeline(target))
+    networks = target_networks(target, components, device, workspace=workspace)
     settings = Settings(
         scheduler=generate.scheduler,
         steps=generate.steps,
@@ -85,7 +88,9 @@ def generate_images(
     )
     check_size(networks, settings)
     prompts = [prompt for prompt in generate.prompts for _ in range(generate.images_per_prompt)]
-    engines = {name: _origin(target, name, networks[name]) for name in sorted(networks)}
+    engines = {
+        name: _origin(workspace.bundle(target, name), networks[name]) for name in sorted(networks)
+    }
     common = {
         **asdict(settings),
         "model": packed["model"],
@@ -155,7 +160,7 @@ def images_per_call(networks: Mapping[str, Network], image: ImageSettings, wante
     for name, network in networks.items():
         if (sizes := _axis(network, "batch")) is not None:
             # The two halves of classifier-free guidance.
-            rows = 2 if name == "unet" and image.guidance else 1
+            rows = 2 if role_of(name) == "denoiser" and image.guidance else 1
             low, high = max(low, sizes.low // rows), min(high, sizes.high // rows)
     if all(not isinstance(network, CheckedEngine) for network in networks.values()):
         high = min(high, image.batch_size)  # nothing but memory limits PyTorch
@@ -173,7 +178,7 @@ def _name(network: Network) -> str:
     return network.name if isinstance(network, CheckedEngine) else "PyTorch"
 
 
-def _origin(target: str, component: str, network: Network) -> dict[str, Any]:
+def _origin(bundle: Path, network: Network) -> dict[str, Any]:
     """What identifies the network that ran: for an engine, down to its bytes."""
     if not isinstance(network, CheckedEngine):
         return {"backend": "PyTorch", "precision": "fp32"}
@@ -183,7 +188,7 @@ def _origin(target: str, component: str, network: Network) -> dict[str, Any]:
         "builder": manifest["builder"],
         "precision": manifest["precision"],
         "fingerprint": manifest["fingerprint"],
-        "manifest_sha256": sha256_of_file(layout.bundle(target, component) / MANIFEST),
+        "manifest_sha256": sha256_of_file(bundle / MANIFEST),
     }
 
 
@@ -221,7 +226,7 @@ def _animate(
 ) -> None:
     steps = spread(range(len(result.latents)), frames)
     decoded = [
-        decode(networks["vae_decoder"], model, result.latents[i].to(device)).cpu() for i in steps
+        model.family.decode(networks, model, result.latents[i].to(device)).cpu() for i in steps
     ]
     for row in range(count):
         with tempfile.TemporaryDirectory() as scratch:
@@ -235,7 +240,7 @@ def _timings(result: Sample, first: int, count: int) -> dict[str, Any]:
     return {
         "images": list(range(first, first + count)),
         "milliseconds": {name: round(value, 3) for name, value in phases.items()},
-        "unet_per_step": [round(seconds * 1e3, 3) for seconds in result.timings.unet],
+        "denoiser_per_step": [round(seconds * 1e3, 3) for seconds in result.timings.denoiser],
     }
 
 
@@ -245,5 +250,5 @@ def _print_timings(batches: Sequence[Mapping[str, Any]]) -> None:
     for phase in phases:
         median = statistics.median(batch["milliseconds"][phase] for batch in batches)
         print(f"  {phase.replace('_', ' '):<24} {median:9.1f} ms")
-    calls = [value for batch in batches for value in batch["unet_per_step"]]
-    print(f"  {'unet, one step':<24} {statistics.median(calls):9.1f} ms")
+    calls = [value for batch in batches for value in batch["denoiser_per_step"]]
+    print(f"  {'denoiser, one step':<24} {statistics.median(calls):9.1f} ms")

@@ -6,27 +6,26 @@ Heavy libraries are imported inside the functions: ``import diffusion_engines`` 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_engines.components import STABLE_DIFFUSION_XL, pipeline_of
 from diffusion_engines.errors import HardwareError, IntegrityError
-from diffusion_engines.files import MANIFEST, read_json, read_manifest
+from diffusion_engines.families import family_of
+from diffusion_engines.files import MANIFEST, read_manifest
 from diffusion_engines.runtime.bundle import engine_device, is_device, load_bundle
 from diffusion_engines.serve.pack import PIPELINE
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
     from diffusion_engines.runtime.shapes import CheckedEngine
 
 
 def load_component(folder: str | PathLike[str], device: str | None = None) -> CheckedEngine:
     """Return one engine as a ``torch.nn.Module``.
 
-    Its inputs and output are those of the component in ``components.py``; inputs are cast to the
-    dtypes that the engine takes, and moved where it runs.
+    Its inputs and outputs are those that its family declares (``families/``); inputs are cast to
+    the dtypes that the engine takes, and moved where it runs.
 
     Args:
         folder: a bundle, e.g. ``artifacts/bundles/cpu/unet``.
@@ -45,10 +44,8 @@ def load_component(folder: str | PathLike[str], device: str | None = None) -> Ch
     return load_bundle(folder, _device(manifest, device))
 
 
-def load_pipeline(
-    folder: str | PathLike[str], device: str | None = None
-) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    """Return a diffusers pipeline whose text encoders, UNet and VAE decoder are engines.
+def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any:
+    """Return a diffusers pipeline whose networks are engines.
 
     It is of the model's own class. Scheduler and tokenizers are the model's, too; a pipeline's
     usual attributes can be replaced, as in
@@ -67,39 +64,27 @@ def load_pipeline(
         FingerprintError, HardwareError: as of :func:`load_component`.
         ShapeError: of a call with a size or batch that the engines were not built for.
     """
-    from diffusion_engines.runtime.conditioning import load_conditioning
-    from diffusion_engines.serve.adapters import ADAPTERS
+    from diffusion_engines.runtime.sampling import load_model
 
     diffusers: Any = importlib.import_module("diffusers")  # untyped
     folder = Path(folder)
     rest = folder / PIPELINE
     packed = read_manifest(rest, "pipeline")
-    pipeline = pipeline_of(rest)
-    check_complete(folder, tuple(pipeline.components))
-    configs = {
-        name: read_json(rest / spec.folder / "config.json")
-        for name, spec in pipeline.components.items()
-    }
+    family = family_of(rest)
+    check_complete(folder, tuple(family.components))
+    model = load_model(rest)
     modules: dict[str, Any] = {}
-    for name, spec in pipeline.components.items():
+    for name, component in family.components.items():
         engine = load_component(folder / name, device)
         _check_model(folder, engine.manifest, packed)
-        engine.pixels_per_latent = 2 ** (len(configs["vae_decoder"]["block_out_channels"]) - 1)
-        modules[spec.folder] = ADAPTERS[spec.module](engine, configs[name])
-    conditioning = load_conditioning(rest)
-    for encoder, tokenizer in conditioning.tokenizers.items():
-        modules[pipeline.tokenizers[encoder]] = tokenizer
-    scheduler = read_json(rest / "scheduler" / "scheduler_config.json")
-    modules["scheduler"] = getattr(diffusers, scheduler["_class_name"]).from_config(scheduler)
-    options: dict[str, Any] = {
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
-    }
-    if pipeline is STABLE_DIFFUSION_XL:
-        zeros = conditioning.zeros_for_empty_prompt
-        options = {"force_zeros_for_empty_prompt": zeros, "add_watermarker": False}
-    return getattr(diffusers, pipeline.class_name)(**modules, **options)
+        engine.pixels_per_latent = family.pixels_per_latent(model.configs)
+        adapter = pkgutil.resolve_name(component.adapter)
+        modules[component.folder] = adapter(engine, model.configs[name])
+    for encoder, tokenizer in model.tokenizers.items():
+        modules[family.tokenizers[encoder]] = tokenizer
+    scheduler = getattr(diffusers, model.scheduler_config["_class_name"])
+    modules["scheduler"] = scheduler.from_config(model.scheduler_config)
+    return getattr(diffusers, family.class_name)(**modules, **family.options(model.index))
 
 
 def check_complete(folder: Path, components: tuple[str, ...]) -> None:

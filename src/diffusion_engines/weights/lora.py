@@ -12,18 +12,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from diffusion_engines.errors import WeightsError
+from diffusion_engines.errors import ConfigError, WeightsError
+from diffusion_engines.families import FAMILIES
+from diffusion_engines.families.base import Family
 from diffusion_engines.files import sha256_of_file
 
-# The parts of a LoRA by the networks of a diffusers folder that they are for.
-NETWORKS = ("unet", "text_encoder", "text_encoder_2")
-_FACTOR = re.compile(rf"({'|'.join(NETWORKS)})\.(.+)\.lora_(A|B)\.weight")
+# The parts of a LoRA by the networks of a diffusers folder that they are for, in any family: one
+# for another family is told so by its networks.
+_NETWORKS = sorted({n for family in FAMILIES.values() if family.lora for n in family.lora.networks})
+_FACTOR = re.compile(rf"({'|'.join(_NETWORKS)})\.(.+)\.lora_(A|B)\.weight")
 _FORMATS = (
     "layers named as diffusers (unet.….lora_A.weight, text_encoder.….lora_A.weight) or kohya\n"
     "(lora_unet_….lora_down.weight, lora_te_….lora_down.weight, with .alpha) names them"
@@ -74,22 +76,26 @@ class Lora:
     layers: Mapping[str, Mapping[str, LowRank]]
 
 
-def read_lora(folder: Path, file: str, weight: float, unet: Mapping[str, Any]) -> Lora:
+def read_lora(
+    folder: Path, file: str, weight: float, family: Family, denoiser: Mapping[str, Any]
+) -> Lora:
     """Read a LoRA's layers from ``folder / file``.
 
     Args:
         folder: that DVC watches.
         file: safetensors, relative to it.
         weight: by which it will be multiplied.
-        unet: ``config.json`` of the model's UNet, from which SDXL's block numbers follow.
+        family: of the model.
+        denoiser: the config of the model's denoiser, from which block numbers follow.
 
     Raises:
+        ConfigError: there are no LoRAs for the family.
         WeightsError: the file is missing, is no safetensors, has a NaN, or has anything in it
             besides the two factors and the alpha of layers.
     """
     path = folder / file
     tensors, header = _read_tensors(path, folder)
-    named, alphas = _diffusers_names(path, tensors, unet)
+    named, alphas = _diffusers_names(path, tensors, family, denoiser)
     _check_names(path, tensors, named)
 
     layers: dict[str, dict[str, LowRank]] = {}
@@ -157,11 +163,16 @@ def _read_tensors(path: Path, folder: Path) -> tuple[dict[str, torch.Tensor], di
 
 
 def _diffusers_names(
-    path: Path, tensors: Mapping[str, torch.Tensor], unet: Mapping[str, Any]
+    path: Path, tensors: Mapping[str, torch.Tensor], family: Family, denoiser: Mapping[str, Any]
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Return the factors as ``unet.….lora_A.weight``, and the alphas as ``unet.…``."""
-    from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
-
+    if family.lora is None:
+        raise ConfigError(
+            f"model.loras: a {family.class_name} takes no LoRAs here",
+            expected="no LoRA",
+            found=str(path),
+            fix="model.loras=[] (conf/lora/)",
+        )
     if any("dora_scale" in name or "lora_magnitude_vector" in name for name in tensors):
         raise WeightsError(
             f"{path} is a DoRA",
@@ -170,14 +181,12 @@ def _diffusers_names(
             "model.source=local",
         )
     try:
-        renamed, kohya_alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(
-            dict(tensors), unet_config=SimpleNamespace(**unet)
-        )
+        renamed, kohya_alphas = family.lora.names(tensors, denoiser)
     except (ValueError, KeyError, IndexError) as error:  # at names that it does not understand
         raise _unknown_layers(path, sorted(tensors), str(error).strip("'\" ")) from error
     factors, alphas = {}, {}
     for old, value in {**renamed, **(kohya_alphas or {})}.items():
-        name = _peft_name(old)
+        name = _peft_name(old, family.denoiser.folder)
         if name.endswith(".alpha"):
             # That of an attention layer comes out as `….lora_A.weight.alpha`.
             alphas[name.removesuffix(".alpha").removesuffix(".lora_A.weight")] = float(value)
@@ -186,13 +195,13 @@ def _diffusers_names(
     return factors, alphas
 
 
-def _peft_name(name: str) -> str:
+def _peft_name(name: str, denoiser: str) -> str:
     """Return one name of diffusers' older formats as PEFT has it."""
     from diffusers.utils import state_dict_utils
 
     mappings = (
         (state_dict_utils.UNET_TO_DIFFUSERS,)
-        if name.startswith("unet.")
+        if name.startswith(f"{denoiser}.")
         else (state_dict_utils.DIFFUSERS_OLD_TO_PEFT, state_dict_utils.DIFFUSERS_TO_PEFT)
     )
     for mapping in mappings:

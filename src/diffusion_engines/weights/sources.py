@@ -5,35 +5,24 @@ from __future__ import annotations
 import fnmatch
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_engines.components import check_unet, pipeline_of
 from diffusion_engines.errors import ConfigError, WeightsError
-
-# What a text-to-image pipeline needs of a diffusers folder. Safetensors only: the pickles beside
-# them can run code when they are loaded. Variants such as `*.fp16.safetensors` are left out.
-WANTED = (
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "tokenizer/*",
-    "tokenizer_2/*",
-    "*/config.json",
-    "unet/diffusion_pytorch_model.safetensors*",
-    "unet/diffusion_pytorch_model-*-of-*.safetensors",
-    "vae/diffusion_pytorch_model.safetensors*",
-    "vae/diffusion_pytorch_model-*-of-*.safetensors",
-    "text_encoder/model.safetensors*",
-    "text_encoder/model-*-of-*.safetensors",
-    "text_encoder_2/model.safetensors*",
-    "text_encoder_2/model-*-of-*.safetensors",
-)
+from diffusion_engines.families import family_of
 
 
-def copy_from_hub(repo: str, revision: str, destination: Path) -> None:
+def copy_from_hub(repo: str, revision: str, wanted: Sequence[str], destination: Path) -> None:
     """Download one commit of a hub repository; what was fetched before a stop is kept.
 
     The token comes from the environment (``HF_TOKEN``, or the hub's own login) and is handled by
     huggingface_hub alone.
+
+    Args:
+        repo: on the hub.
+        revision: a commit.
+        wanted: patterns of the files, as of ``Family.wanted``.
+        destination: gets the files.
 
     Raises:
         WeightsError: the hub cannot be reached, or it has no such commit, or it asks for a token.
@@ -44,7 +33,7 @@ def copy_from_hub(repo: str, revision: str, destination: Path) -> None:
     where = f"{repo} at {revision}"
     try:
         snapshot = huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=list(WANTED)
+            repo, revision=revision, allow_patterns=list(wanted)
         )
     except errors.GatedRepoError as error:
         raise WeightsError(
@@ -81,7 +70,7 @@ def copy_from_hub(repo: str, revision: str, destination: Path) -> None:
             "what was already fetched is kept. Without a hub: model.source=local with the folder\n"
             "of a downloaded model, or `dvc pull artifacts/weights` from a remote",
         ) from error
-    _copy_wanted(Path(snapshot), destination)
+    _copy_wanted(Path(snapshot), wanted, destination)
 
 
 def _is_network(error: Exception) -> bool:
@@ -107,13 +96,13 @@ def copy_from_folder(source: Path, destination: Path) -> None:
             fix="correct model.folder in conf/model/; a single-file checkpoint becomes such a\n"
             "folder with diffusers' StableDiffusionPipeline.from_single_file(…).save_pretrained(…)",
         )
-    _copy_wanted(source, destination)
+    _copy_wanted(source, family_of(source).wanted, destination)
 
 
-def _copy_wanted(source: Path, destination: Path) -> None:
+def _copy_wanted(source: Path, wanted: Sequence[str], destination: Path) -> None:
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source).as_posix()
-        if path.is_file() and any(fnmatch.fnmatch(name, pattern) for pattern in WANTED):
+        if path.is_file() and any(fnmatch.fnmatch(name, pattern) for pattern in wanted):
             target = destination / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
@@ -125,49 +114,53 @@ def fill_with_random_weights(
     """Write seeded random weights of exactly the architecture whose JSONs a folder holds.
 
     Latency, memory, file sizes and operator counts are those of the real model; the pictures are
-    not. Everything made from them is labelled synthetic.
+    not. Everything made from them is labelled synthetic. Each config.json stays as it is: published
+    ones lack keys, for which the network's class has defaults.
     """
     import torch
 
-    from diffusion_engines.runtime.networks import load_architecture, network_class, torch_dtype
+    from diffusion_engines.runtime.networks import network_class, precision_dtype
 
     copy_from_folder(architecture, destination)
     default_dtype = torch.get_default_dtype()
-    for spec in pipeline_of(destination).components.values():
-        folder = destination / spec.folder
-        config = load_architecture(folder)
-        cls = network_class(spec)
-        torch.set_default_dtype(torch_dtype(dtype))  # never holds a second, wider copy
+    for component in family_of(destination).components.values():
+        folder = destination / component.folder
+        published = (folder / "config.json").read_text()
+        config = json.loads(published)
+        cls = network_class(component)
+        torch.set_default_dtype(precision_dtype(dtype))  # never holds a second, wider copy
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                if spec.library == "transformers":
+                if component.library == "transformers":
                     network = cls(cls.config_class.from_dict(config))
                 else:
                     network = cls.from_config(config)
         finally:
             torch.set_default_dtype(default_dtype)
         network.save_pretrained(folder, safe_serialization=True, max_shard_size="5GB")
+        (folder / "config.json").write_text(published)
 
 
-def check_conditions(folder: Path) -> None:
-    """Check that the UNet takes the conditions of the model's pipeline, and no others.
+def check_architecture(folder: Path, vae_scale_factor: int) -> None:
+    """Check that engines of a model's family have an input for all that its networks take.
 
-    Raises:
-        ConfigError: it takes others.
-    """
-    architecture = json.loads((folder / "unet" / "config.json").read_text())
-    check_unet(architecture, pipeline_of(folder))
-
-
-def check_scale_factor(folder: Path, expected: int) -> None:
-    """Compare ``image.vae_scale_factor`` with the VAE: each of its levels but one halves an edge.
+    Args:
+        folder: of a diffusers model.
+        vae_scale_factor: ``image.vae_scale_factor``, which must be the model's.
 
     Raises:
-        ConfigError: they differ.
+        ConfigError: a network takes something else, or the factor differs.
     """
-    levels = len(json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"])
-    if (found := 2 ** (levels - 1)) != expected:
+    from diffusion_engines.runtime.networks import read_config
+
+    family = family_of(folder)
+    configs = {
+        name: read_config(component, folder / component.folder)
+        for name, component in family.components.items()
+    }
+    family.check(configs)
+    if (found := family.pixels_per_latent(configs)) != (expected := vae_scale_factor):
         raise ConfigError(
             "image.vae_scale_factor does not fit the model's VAE (conf/model/)",
             expected=str(found),

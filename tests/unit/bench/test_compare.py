@@ -99,7 +99,7 @@ def test_engines_and_pytorch_are_timed_alternately_and_written_down(
     assert found["speedup"] == pytest.approx(total["pytorch"] / total["engines"], abs=1e-3)
     with plot.open() as file:
         rows = [(row["runner"], row["phase"]) for row in csv.DictReader(file)]
-    assert rows == [(r, p) for r in result.runners for p in (*PHASES, "unet_call")]
+    assert rows == [(r, p) for r in result.runners for p in (*PHASES, "denoiser_call")]
 
 
 @pytest.mark.parametrize(

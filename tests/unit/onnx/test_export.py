@@ -13,8 +13,8 @@ import onnx
 import pytest
 import torch
 
-from diffusion_engines.components import Dim, TensorSpec
 from diffusion_engines.errors import ExportError
+from diffusion_engines.families.base import Dim, TensorSpec
 from diffusion_engines.onnx import export as module_of_export
 from diffusion_engines.onnx.export import _traceable, export_module
 from diffusion_engines.onnx.graph import DATA, MODEL, check_graph

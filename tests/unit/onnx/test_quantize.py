@@ -22,6 +22,7 @@ from diffusion_engines.config import (
     Mixed,
 )
 from diffusion_engines.errors import BuildError, ConfigError, ExportError
+from diffusion_engines.families.base import outputs_of
 from diffusion_engines.files import write_manifest
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.graph import MODEL, check_graph, opset_of
@@ -37,9 +38,8 @@ from diffusion_engines.onnx.simplify import simplify_graph
 from diffusion_engines.parity.distances import Difference
 from diffusion_engines.parity.graphs import compare_graphs
 from diffusion_engines.parity.results import GraphParity
-from diffusion_engines.runtime.conditioning import outputs_of
+from diffusion_engines.runtime.calls import spread
 from diffusion_engines.runtime.networks import example_inputs
-from diffusion_engines.runtime.recording import spread
 from tests.conftest import COMPONENTS, Loaded, graph_of, load
 
 RTX = TensorRTRTXTarget(

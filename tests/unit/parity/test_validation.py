@@ -155,9 +155,8 @@ def test_sound_engines_meet_the_default_tolerances(workspace: Workspace, toleran
         "unet": STEPS,
         "vae_decoder": 1,
     }
-    assert {row["component"] for row in table(workspace.plots("validate", "cpu") / "unet.csv")} == {
-        "unet"
-    }
+    plotted = table(workspace.plots("validate", "cpu") / "denoiser.csv")
+    assert {row["component"] for row in plotted} == {"unet"}
     latents = table(workspace.validation("cpu") / "trajectory.csv")
     assert [(row["image"], row["step"]) for row in latents] == [
         ("0", str(step)) for step in range(1, STEPS + 1)

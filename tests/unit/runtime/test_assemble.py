@@ -55,6 +55,6 @@ def test_results_outlive_the_next_call() -> None:
         def forward(self, value: torch.Tensor) -> torch.Tensor:
             return self.buffer.copy_(value)
 
-    network = TorchNetwork(OneBuffer(), torch.float32, reuses_output=True)
+    network = TorchNetwork(OneBuffer(), ["component"], torch.float32, reuses_output=True)
     first, second = network(torch.tensor([1.0])), network(torch.tensor([2.0]))
     assert (float(first), float(second)) == (1.0, 2.0)

@@ -12,12 +12,8 @@ from diffusion_engines.config import SchedulerName
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
-from diffusion_engines.runtime.recording import (
-    load_settings,
-    prompt_batches,
-    record_reference,
-    recorded_calls,
-)
+from diffusion_engines.runtime.calls import recorded_calls
+from diffusion_engines.runtime.recording import load_settings, prompt_batches, record_reference
 
 PROMPT = "A big banana leaf with lemons in front of it"
 SETTINGS = sampling.Settings("lms", 4, 7.5, 128, 128, negative_prompt="blurry")
@@ -31,7 +27,7 @@ def test_images_are_those_of_diffusers(tiny_weights: Path, scheduler: str) -> No
     pipeline.set_progress_bar_config(disable=True)
     model = sampling.load_model(tiny_weights)
     settings = sampling.Settings(scheduler, 4, 7.5, 128, 128, negative_prompt="blurry")
-    pipeline.scheduler = sampling.make_scheduler(scheduler, model.scheduler_config)
+    pipeline.scheduler = sampling.make_scheduler(model.family, scheduler, model.scheduler_config)
     noise = sampling.initial_latents(model, settings, [3])
     with torch.no_grad():
         expected = pipeline(
@@ -46,8 +42,8 @@ def test_images_are_those_of_diffusers(tiny_weights: Path, scheduler: str) -> No
     networks = torch_networks("fp32", "cpu", weights=tiny_weights)
     found = sampling.sample(networks, model, settings, [PROMPT], noise, seeds=[3])
     torch.testing.assert_close(found.images, expected, rtol=0, atol=1e-4)
-    assert len(found.timings.unet) >= 4
-    assert found.timings.total > found.timings.denoising_loop > sum(found.timings.unet)
+    assert len(found.timings.denoiser) >= 4
+    assert found.timings.total > found.timings.denoising_loop > sum(found.timings.denoiser)
 
 
 def test_a_seed_means_the_same_noise_in_every_batch(tiny_weights: Path) -> None:

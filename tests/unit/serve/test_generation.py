@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
 
-from diffusion_engines import layout, load_pipeline
+from diffusion_engines import load_pipeline
 from diffusion_engines.config import Dynamic, Generate
 from diffusion_engines.errors import ConfigError, IntegrityError
+from diffusion_engines.families.stable_diffusion import FAMILY
 from diffusion_engines.files import sha256_of_file
+from diffusion_engines.layout import Workspace
 from diffusion_engines.machines import this_machine
 from diffusion_engines.runtime.sampling import Settings, make_scheduler
 from diffusion_engines.runtime.shapes import CheckedEngine
@@ -48,14 +50,16 @@ GENERATE = Generate(
 @pytest.fixture(scope="module")
 def workspace(
     tiny_bundles: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Workspace:
+    workspace = Workspace(tmp_path_factory.mktemp("generate"))
+    shutil.copytree(tiny_bundles, workspace.bundles("cpu"))
+    shutil.copytree(tiny_weights, workspace.weights)
+    return workspace
+
+
+def generate(
+    workspace: Workspace, folder: Path, components: dict[str, str] = ALL, **changes: Any
 ) -> Path:
-    root = tmp_path_factory.mktemp("generate")
-    shutil.copytree(tiny_bundles, root / layout.bundles("cpu"))
-    shutil.copytree(tiny_weights, root / layout.WEIGHTS)
-    return root
-
-
-def generate(folder: Path, components: dict[str, str] = ALL, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     generate_images(
         "cpu",
@@ -63,6 +67,7 @@ def generate(folder: Path, components: dict[str, str] = ALL, **changes: Any) -> 
         replace(GENERATE, **changes),
         IMAGE,
         folder,
+        workspace=workspace,
         device="cpu",
         machine=this_machine(),
     )
@@ -70,11 +75,8 @@ def generate(folder: Path, components: dict[str, str] = ALL, **changes: Any) -> 
 
 
 @pytest.fixture(scope="module")
-def made(workspace: Path) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workspace)
-        generate(workspace / "made")
-    return workspace / "made"
+def made(workspace: Workspace) -> Path:
+    return generate(workspace, workspace.root / "made")
 
 
 def test_each_prompt_gets_its_images(made: Path) -> None:
@@ -88,7 +90,9 @@ def test_each_prompt_gets_its_images(made: Path) -> None:
         assert np.abs(pictures[i].astype(int) - pictures[i + 1]).max() > 2
 
 
-def test_an_image_carries_its_settings_and_they_make_it_again(made: Path, workspace: Path) -> None:
+def test_an_image_carries_its_settings_and_they_make_it_again(
+    made: Path, workspace: Workspace
+) -> None:
     path = made / "image-03.png"
     settings = read_settings(path)
     assert settings["prompt"] == "レモン, 'ripe'"
@@ -98,14 +102,14 @@ def test_an_image_carries_its_settings_and_they_make_it_again(made: Path, worksp
     with Image.open(path) as image:
         assert image.info["Description"] == "レモン, 'ripe'"
     for name in COMPONENTS:
-        manifest = workspace / layout.bundle("cpu", name) / "manifest.json"
+        manifest = workspace.bundle("cpu", name) / "manifest.json"
         engine = settings["engines"][name]
         assert engine["manifest_sha256"] == sha256_of_file(manifest)
         assert engine["fingerprint"] == json.loads(manifest.read_text())["fingerprint"]
 
-    pipeline: Any = load_pipeline(workspace / layout.bundles("cpu"))
+    pipeline: Any = load_pipeline(workspace.bundles("cpu"))
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = make_scheduler(settings["scheduler"], pipeline.scheduler.config)
+    pipeline.scheduler = make_scheduler(FAMILY, settings["scheduler"], pipeline.scheduler.config)
     noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(settings["seed"]))
     (again,) = pipeline(
         settings["prompt"],
@@ -135,20 +139,24 @@ def test_the_timings_add_up(made: Path) -> None:
     assert timings["machine"]["cores"] > 0
     for batch in timings["batches"]:
         found = batch["milliseconds"]
-        assert len(batch["unet_per_step"]) == 3
-        assert sum(batch["unet_per_step"]) == pytest.approx(found["unet"], abs=0.01)
-        loop = found["unet"] + found["scheduler_and_guidance"]
+        assert len(batch["denoiser_per_step"]) == 3
+        assert sum(batch["denoiser_per_step"]) == pytest.approx(found["denoiser"], abs=0.01)
+        loop = found["denoiser"] + found["scheduler_and_guidance"]
         assert loop == pytest.approx(found["denoising_loop"], abs=0.01)
-        parts = found["text_encoding"] + found["denoising_loop"] + found["vae_decoding"]
+        parts = found["encoding"] + found["denoising_loop"] + found["decoding"]
         assert parts == pytest.approx(found["total"], abs=0.01)
 
 
 def test_components_without_an_engine_run_in_pytorch(
-    made: Path, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(workspace)
     folder = generate(
-        tmp_path / "out", {"unet": "fp32"}, frames=0, prompts=["lemons"], images_per_prompt=1
+        workspace,
+        tmp_path / "out",
+        {"unet": "fp32"},
+        frames=0,
+        prompts=["lemons"],
+        images_per_prompt=1,
     )
     assert sorted(path.name for path in folder.iterdir()) == ["image-00.png", "timings.json"]
     engines = read_settings(folder / "image-00.png")["engines"]
@@ -161,11 +169,10 @@ def test_components_without_an_engine_run_in_pytorch(
 
 
 def test_a_size_that_the_engines_lack_stops_before_any_work(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(workspace)
     with pytest.raises(ConfigError, match=r"generate\.width: the engine cpu-unet") as raised:
-        generate(tmp_path / "out", width=256)
+        generate(workspace, tmp_path / "out", width=256)
     assert "expected: 128 pixels" in str(raised.value)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -208,11 +215,9 @@ def test_a_picture_without_settings_is_named(tmp_path: Path) -> None:
         read_settings(tmp_path / "x.png")
 
 
-def test_a_damaged_pipeline_folder_is_refused(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(workspace / layout.bundles("cpu"), tmp_path / layout.bundles("cpu"))
-    monkeypatch.chdir(tmp_path)
-    (layout.pipeline("cpu") / "tokenizer/merges.txt").write_text("x")
+def test_a_damaged_pipeline_folder_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    damaged = Workspace(tmp_path)
+    shutil.copytree(workspace.bundles("cpu"), damaged.bundles("cpu"))
+    (damaged.pipeline("cpu") / "tokenizer/merges.txt").write_text("x")
     with pytest.raises(IntegrityError, match=r"merges\.txt has the wrong size"):
-        generate(tmp_path / "out")
+        generate(damaged, tmp_path / "out")

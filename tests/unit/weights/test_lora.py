@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffusion_engines.errors import WeightsError
-from diffusion_engines.runtime.networks import load_architecture
+from diffusion_engines.families import family_of
+from diffusion_engines.families.stable_diffusion import FAMILY
+from diffusion_engines.runtime.networks import read_config
 from diffusion_engines.weights.fuse import fuse_loras
 from diffusion_engines.weights.lora import Lora, read_lora
 from tests.conftest import ROOT
@@ -34,7 +36,9 @@ SCALED = {"r": 2, "lora_alpha": 3, "target_modules": ["to_q", "to_k", "to_v", "t
 
 
 def read(path: Path, weight: float, model: Path) -> Lora:
-    return read_lora(path.parent, path.name, weight, load_architecture(model / "unet"))
+    family = family_of(model)
+    config = read_config(family.denoiser, model / "unet")
+    return read_lora(path.parent, path.name, weight, family, config)
 
 
 def fused(source: Path, folder: Path, *loras: tuple[Path, float]) -> Path:
@@ -210,12 +214,12 @@ def test_checkpoints_of_older_transformers_are_changed_too(model: Path, tmp_path
 @pytest.mark.parametrize("architecture", ["conf/architecture/tiny", "conf/architecture/sd14"])
 def test_kohya_s_name_of_every_layer_is_understood(architecture: str, tmp_path: Path) -> None:
     folder = ROOT / architecture
-    unet = load_architecture(folder / "unet")
+    configs = {name: read_config(FAMILY.component(name), folder / name) for name in BOTH}
     with torch.device("meta"):
         networks = {
-            ("unet", "lora_unet_"): UNet2DConditionModel.from_config(unet),
+            ("unet", "lora_unet_"): UNet2DConditionModel.from_config(configs["unet"]),
             ("text_encoder", "lora_te_text_model_"): CLIPTextModel(
-                CLIPTextConfig.from_dict(load_architecture(folder / "text_encoder"))
+                CLIPTextConfig.from_dict(configs["text_encoder"])
             ),
         }
     for (name, prefix), network in networks.items():
@@ -231,7 +235,7 @@ def test_kohya_s_name_of_every_layer_is_understood(architecture: str, tmp_path: 
             tensors[f"{key}.lora_up.weight"] = torch.ones(1, 1)
             tensors[f"{key}.alpha"] = torch.tensor(2.0 + index)
         save_file(tensors, tmp_path / "a.safetensors")
-        found = read_lora(tmp_path, "a.safetensors", 1.0, unet).layers[name]
+        found = read_lora(tmp_path, "a.safetensors", 1.0, FAMILY, configs["unet"]).layers[name]
         assert set(found) == set(layers)
         for index, layer in enumerate(layers):
             assert float(found[layer].down) == 1 + index

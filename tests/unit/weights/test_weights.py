@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusion_engines.components import pipeline_of
 from diffusion_engines.errors import ConfigError, WeightsError
-from diffusion_engines.runtime.networks import load_architecture, network_class
+from diffusion_engines.families import family_of
+from diffusion_engines.runtime.networks import network_class, read_config
 from diffusion_engines.weights import sources
 from diffusion_engines.weights.check import check_parameters, count_parameters, weight_files
 from tests.conftest import ROOT, TINY
@@ -33,10 +33,10 @@ TOKEN = "hf_a_token_that_must_not_be_seen"
 @pytest.mark.parametrize("model", ["tiny", "sd14", "sd15", "sd21", "sdxl", "sdxl-turbo"])
 def test_architectures_have_the_parameters_that_the_config_says(model: str) -> None:
     expected = section(model, "model")
-    components = pipeline_of(ROOT / expected["folder"]).components
+    components = family_of(ROOT / expected["folder"]).components
     assert set(expected["parameters"]) == {spec.folder for spec in components.values()}
     for spec in components.values():
-        config = load_architecture(ROOT / expected["folder"] / spec.folder)
+        config = read_config(spec, ROOT / expected["folder"] / spec.folder)
         cls = network_class(spec)
         with torch.device("meta"):
             network = (
@@ -104,11 +104,11 @@ def test_the_vocabulary_is_in_the_repository_once() -> None:
 def test_unets_with_other_conditions_are_refused(
     weights_copy: Path, change: dict[str, object], expected: str
 ) -> None:
-    sources.check_conditions(weights_copy)
+    sources.check_architecture(weights_copy, 8)
     config = weights_copy / "unet/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(ConfigError, match="no input for") as raised:
-        sources.check_conditions(weights_copy)
+        sources.check_architecture(weights_copy, 8)
     assert expected in str(raised.value)
     assert "the scheduler lcm" in str(raised.value)
 
@@ -176,18 +176,19 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_wrong_scale_factor_is_refused(tiny_weights: Path) -> None:
-    sources.check_scale_factor(tiny_weights, 8)
+    sources.check_architecture(tiny_weights, 8)
     with pytest.raises(ConfigError, match="vae_scale_factor"):
-        sources.check_scale_factor(tiny_weights, 4)
+        sources.check_architecture(tiny_weights, 4)
 
 
 DOWNLOAD = """
 import sys
 from pathlib import Path
 from diffusion_engines.errors import WeightsError
+from diffusion_engines.families.stable_diffusion import FAMILY
 from diffusion_engines.weights.sources import copy_from_hub
 try:
-    copy_from_hub("someone/model", sys.argv[1], Path(sys.argv[2]))
+    copy_from_hub("someone/model", sys.argv[1], FAMILY.wanted, Path(sys.argv[2]))
 except WeightsError as error:
     sys.exit(str(error))
 """

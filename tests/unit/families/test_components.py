@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from diffusion_engines.components import TOKENS, Dim, pipeline_of
 from diffusion_engines.config import Dynamic, Image
 from diffusion_engines.errors import ConfigError
+from diffusion_engines.families import family_of
+from diffusion_engines.families.base import Dim
+from diffusion_engines.families.parts import TOKENS
 from tests.conftest import COMPONENTS, ROOT, STATIC
 
 SD14_IMAGE = Image(height=512, width=768, batch_size=2, vae_scale_factor=8)
@@ -46,19 +48,19 @@ def test_without_guidance_a_unet_gets_one_row_per_image() -> None:
 
 def test_sdxl_has_two_text_encoders_and_added_conditions() -> None:
     folder = ROOT / "conf/architecture/sdxl"
-    pipeline = pipeline_of(folder)
-    assert list(pipeline.components) == ["text_encoder", "text_encoder_2", "unet", "vae_decoder"]
-    assert pipeline.folders[-3:] == ("tokenizer", "tokenizer_2", "scheduler")
-    outputs = [value.role for value in pipeline.component("text_encoder_2").outputs]
+    family = family_of(folder)
+    assert list(family.components) == ["text_encoder", "text_encoder_2", "unet", "vae_decoder"]
+    assert family.folders[-3:] == ("tokenizer", "tokenizer_2", "scheduler")
+    outputs = [value.role for value in family.component("text_encoder_2").outputs]
     assert outputs == ["hidden state", "pooled embedding"]
     config = json.loads((folder / "unet/config.json").read_text())
     image = Image(height=1024, width=768, batch_size=1, vae_scale_factor=8)
-    inputs = pipeline.component("unet").inputs(config, image, STATIC)
+    inputs = family.component("unet").inputs(config, image, STATIC)
     shapes = [(2, 4, 128, 96), (1,), (2, TOKENS, 2048), (2, 1280), (2, 6)]
     assert [value.size for value in inputs] == shapes
     assert [value.dtype for value in inputs][3:] == ["component", "float32"]
     with pytest.raises(ConfigError, match="the model has no text_encoder_2") as raised:
-        pipeline_of(ROOT / "conf/architecture/sd14").component("text_encoder_2")
+        family_of(ROOT / "conf/architecture/sd14").component("text_encoder_2")
     assert "text_encoder, unet, vae_decoder" in str(raised.value)
 
 

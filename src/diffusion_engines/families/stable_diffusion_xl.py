@@ -1,0 +1,147 @@
+"""Stable Diffusion XL: two text encoders, and a UNet that also gets the sizes of the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from diffusion_engines.families import parts
+from diffusion_engines.families.base import Family, Input, Model, Networks, Shape, by_name
+from diffusion_engines.families.stable_diffusion import (
+    UNET,
+    UNET_INPUTS,
+    check_unet,
+    denoise,
+    unet_shapes,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusion_engines.config import Dynamic, Image
+
+# SDXL's micro-conditioning: original size, crop, target size, each as height and width, in pixels.
+# Section 2.2 of https://arxiv.org/abs/2307.01952
+SIZES = 6
+
+
+def _penultimate(network: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    """Return the hidden state before the last layer (batch, 77, hidden)."""
+    return network(input_ids=input_ids, output_hidden_states=True).hidden_states[-2]
+
+
+def _penultimate_and_pooled(
+    network: Any, input_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the penultimate hidden state (batch, 77, hidden), the embedding (batch, features)."""
+    result = network(input_ids=input_ids, output_hidden_states=True)
+    return result.hidden_states[-2], result.text_embeds
+
+
+def _unet_shapes(config: Mapping[str, Any], image: Image, dynamic: Dynamic) -> tuple[Shape, ...]:
+    shapes = unet_shapes(config, image, dynamic)
+    batch = shapes[0][0]
+    sinusoids = SIZES * config["addition_time_embed_dim"]
+    pooled = config["projection_class_embeddings_input_dim"] - sinusoids
+    return (*shapes, (batch, pooled), (batch, SIZES))
+
+
+def _noise(
+    network: Any,
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    text: torch.Tensor,
+    pooled: torch.Tensor,
+    sizes: torch.Tensor,
+) -> torch.Tensor:
+    """Return the noise (batch, 4, h, w); the timestep is one for all rows."""
+    batched = timestep.expand(latents.shape[0])
+    # The network puts the pooled embedding beside sinusoids of the sizes, which are fp32.
+    # PyTorch promotes; the exporter would write a Concat of two types, which is invalid.
+    conditions = {"text_embeds": pooled.to(sizes.dtype), "time_ids": sizes}
+    return network(latents, batched, text, added_cond_kwargs=conditions, return_dict=False)[0]
+
+
+def _zeros_for_empty_prompt(index: Mapping[str, Any]) -> bool:
+    # The default is StableDiffusionXLPipeline's own.
+    return bool(index.get("force_zeros_for_empty_prompt", True))
+
+
+def _encode(
+    networks: Networks,
+    model: Model,
+    prompts: Sequence[str],
+    negative_prompt: str | None,
+    size: tuple[int, int],
+    device: str,
+) -> tuple[torch.Tensor, ...]:
+    """Return text embeddings, the pooled embedding, and the sizes (rows, 6), fp32."""
+    import torch
+
+    conditions = parts.clip_conditions(networks, model, prompts, device)
+    if negative_prompt is not None:
+        if not negative_prompt and _zeros_for_empty_prompt(model.index):
+            negative = tuple(torch.zeros_like(value) for value in conditions)
+        else:
+            texts = [negative_prompt] * len(prompts)
+            negative = parts.clip_conditions(networks, model, texts, device)
+        conditions = parts.both_halves(negative, conditions)
+    # Nothing is cropped: the original is the target.
+    sizes = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=device)
+    return (*conditions, sizes.expand(len(conditions[0]), SIZES).contiguous())
+
+
+_CLASS = "StableDiffusionXLPipeline"
+
+
+def _check(configs: Mapping[str, Mapping[str, Any]]) -> None:
+    check_unet(configs["unet"], _CLASS, addition_embed_type="text_time")
+
+
+def _options(index: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "force_zeros_for_empty_prompt": _zeros_for_empty_prompt(index),
+        "add_watermarker": False,
+    }
+
+
+_ADAPTER = "diffusion_engines.serve.adapters:PenultimateTextEncoder"
+
+FAMILY = Family(
+    class_name=_CLASS,
+    components=by_name(
+        parts.clip_encoder(
+            "text_encoder", "CLIPTextModel", _penultimate, ("hidden state",), _ADAPTER
+        ),
+        parts.clip_encoder(
+            "text_encoder_2",
+            "CLIPTextModelWithProjection",
+            _penultimate_and_pooled,
+            ("hidden state", "pooled embedding"),
+            _ADAPTER,
+        ),
+        replace(
+            UNET,
+            takes=(
+                *UNET_INPUTS,
+                Input("pooled embedding"),
+                # fp32 as the timestep: fp16 skips integers from 2048 on.
+                Input("sizes", "float32"),
+            ),
+            shapes=_unet_shapes,
+            call=_noise,
+        ),
+        parts.VAE_DECODER,
+    ),
+    tokenizers={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
+    encode=_encode,
+    denoise=denoise,
+    decode=parts.decode,
+    check=_check,
+    latent_channels=parts.latent_channels,
+    pixels_per_latent=parts.pixels_per_latent,
+    schedulers=parts.SCHEDULERS,
+    options=_options,
+    lora=parts.unet_loras("text_encoder", "text_encoder_2"),
+)
