@@ -12,12 +12,13 @@ Writes  artifacts/engines/<target>/<component>/: the engine and manifest.json; o
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from diffusion_engines import config, layout
+from diffusion_engines import config
 from diffusion_engines.backends import backend, check_precision
 from diffusion_engines.backends.base import Graph
 from diffusion_engines.backends.targets import Target
 from diffusion_engines.backends.timing import find_timing_cache
 from diffusion_engines.files import new_folder, read_manifest, write_manifest
+from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.graph import MODEL
 from diffusion_engines.params import key, param
 from diffusion_engines.progress import step
@@ -45,6 +46,7 @@ class Config:
 
 @stage
 def main(cfg: Config) -> None:
+    workspace = Workspace()
     engine, target = cfg.item, cfg.target
     module = backend(target.backend)
     check_precision(cfg.engine, engine.precision, target.backend)
@@ -63,11 +65,11 @@ def main(cfg: Config) -> None:
     )
     cache = None
     if module.timing(target):
-        cache = find_timing_cache(layout.timing(engine.target), engine.component, fingerprint)
-    with new_folder(layout.engine(engine.target, engine.component)) as folder:
+        cache = find_timing_cache(workspace.timing(engine.target), engine.component, fingerprint)
+    with new_folder(workspace.engine(engine.target, engine.component)) as folder:
         with step(f"build {cfg.engine} with {target.backend}"):
             result = module.build(graph, folder, target, cache)
-        log = layout.log("build", cfg.engine)
+        log = workspace.log("build", cfg.engine)
         log.mkdir(parents=True, exist_ok=True)
         (log / "build.log").write_text(result.log + "\n")
         info = {

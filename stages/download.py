@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion_engines import config, layout
+from diffusion_engines import config
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.families import family_of
 from diffusion_engines.files import new_folder, write_manifest
+from diffusion_engines.layout import Workspace
 from diffusion_engines.params import param
 from diffusion_engines.progress import step
 from diffusion_engines.runtime.networks import read_config
@@ -32,9 +33,10 @@ class Config:
 
 @stage
 def main(cfg: Config) -> None:
+    workspace = Workspace()
     model = cfg.model
     loras = read_loras(model)  # what is wrong with them is said before gigabytes are fetched
-    with new_folder(layout.WEIGHTS) as folder:
+    with new_folder(workspace.weights) as folder:
         fill(model, folder)
         fused = fuse(loras, folder)
         sources.check_architecture(folder, cfg.vae_scale_factor)

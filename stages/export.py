@@ -8,9 +8,10 @@ Writes  artifacts/exports/<graph>/: model.onnx, model.onnx.data, manifest.json
 
 from dataclasses import asdict, dataclass
 
-from diffusion_engines import config, layout
+from diffusion_engines import config
 from diffusion_engines.families import family_of
 from diffusion_engines.files import new_folder, read_manifest, write_manifest
+from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.versions import exporter_versions
 from diffusion_engines.params import key, param
@@ -29,15 +30,16 @@ class Config:
 
 @stage
 def main(cfg: Config) -> None:
+    workspace = Workspace()
     item = cfg.item
-    component = family_of(layout.WEIGHTS).component(item.component)
-    weights = layout.weights(item.weights)
+    component = family_of(workspace.weights).component(item.component)
+    weights = workspace.weights / item.weights
     with step(f"load {cfg.graph}"):
         origin = read_manifest(weights, "weights")
         architecture = read_config(component, weights)
         module = load_network(component, weights, item.precision)
     inputs = component.inputs(architecture, cfg.image, cfg.export.dynamic)
-    with new_folder(layout.export(cfg.graph)) as folder:
+    with new_folder(workspace.export(cfg.graph)) as folder:
         with step(f"export with {cfg.export.exporter}, opset {cfg.export.opset}"):
             export_module(
                 module,

@@ -9,8 +9,8 @@ Writes  artifacts/bundles/<target>/pipeline/: tokenizer, noise schedule, configs
 
 from dataclasses import dataclass
 
-from diffusion_engines import layout
 from diffusion_engines.files import new_folder
+from diffusion_engines.layout import Workspace
 from diffusion_engines.params import key
 from diffusion_engines.serve.pack import copy_pipeline_files
 from diffusion_engines.stage import stage
@@ -23,8 +23,9 @@ class Config:
 
 @stage
 def main(cfg: Config) -> None:
-    with new_folder(layout.pipeline(cfg.target)) as folder:
-        copy_pipeline_files(layout.WEIGHTS, folder)
+    workspace = Workspace()
+    with new_folder(workspace.pipeline(cfg.target)) as folder:
+        copy_pipeline_files(workspace.weights, folder)
 
 
 if __name__ == "__main__":

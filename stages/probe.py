@@ -10,9 +10,9 @@ Writes  artifacts/fingerprints/<target>.json: what building depends on, tracked 
 
 from dataclasses import dataclass
 
-from diffusion_engines import layout
 from diffusion_engines.backends.probe import probe_target
 from diffusion_engines.backends.targets import Target
+from diffusion_engines.layout import Workspace
 from diffusion_engines.params import key, param
 from diffusion_engines.stage import stage
 
@@ -25,11 +25,12 @@ class Config:
 
 @stage
 def main(cfg: Config) -> None:
+    workspace = Workspace()
     probe_target(
         cfg.target,
         cfg.targets,
-        layout.fingerprint(cfg.target),
-        layout.wrap_fingerprint(cfg.target),
+        workspace.fingerprint(cfg.target),
+        workspace.wrap_fingerprint(cfg.target),
     )
 
 

@@ -12,9 +12,10 @@ Writes  artifacts/onnx/<graph>/: model.onnx, model.onnx.data, manifest.json
 
 from dataclasses import asdict, dataclass
 
-from diffusion_engines import config, layout
+from diffusion_engines import config
 from diffusion_engines.errors import GateError
 from diffusion_engines.files import new_folder, read_manifest, write_manifest
+from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.graph import MODEL, check_graph
 from diffusion_engines.onnx.quantize import lower_precision, opset_on_disk, typed_inputs
 from diffusion_engines.onnx.versions import quantizer_versions
@@ -35,17 +36,18 @@ class Config:
 
 @stage
 def main(cfg: Config) -> None:
+    workspace = Workspace()
     item, settings = cfg.item, cfg.settings
     assert item.source is not None  # of this table, each has one
-    source, recorded = layout.onnx(item.source), f"{item.component}.safetensors"
+    source, recorded = workspace.onnx(item.source), f"{item.component}.safetensors"
     with step(f"check the files of {item.source}"):
         manifest = read_manifest(source, "onnx")
-        read_manifest(layout.REFERENCE, "reference", only=(recorded,))
-    calls = recorded_calls(layout.REFERENCE / recorded)
+        read_manifest(workspace.reference, "reference", only=(recorded,))
+    calls = recorded_calls(workspace.reference / recorded)
     chosen = spread([inputs for inputs, _ in calls], settings.calls)
     with (
-        new_folder(layout.onnx(cfg.graph)) as folder,
-        new_folder(layout.quantization(cfg.graph)) as tables,
+        new_folder(workspace.onnx(cfg.graph)) as folder,
+        new_folder(workspace.quantization(cfg.graph)) as tables,
     ):
         with step(f"{item.precision}, from {len(chosen)} of {len(calls)} calls"):
             layers = lower_precision(
@@ -55,7 +57,7 @@ def main(cfg: Config) -> None:
                 item.component,
                 item.precision,
                 settings,
-                layout.log("quantize", cfg.graph),
+                workspace.log("quantize", cfg.graph),
             )
         with step("check the graph"):
             opset = opset_on_disk(folder / MODEL)
@@ -79,7 +81,7 @@ def main(cfg: Config) -> None:
             parity=parity,
             misses=tuple(parity.misses(settings.rel_l2)),
         )
-        write_quantization(result, tables, layout.metrics("quantize", cfg.graph))
+        write_quantization(result, tables, workspace.metrics("quantize", cfg.graph))
         info = {key: value for key, value in manifest.items() if key not in ("files", "kind")}
         info |= {"name": cfg.graph, "precision": item.precision, "opset": opset}
         info["inputs"] = typed_inputs(manifest["inputs"], manifest["precision"])
@@ -99,7 +101,7 @@ def main(cfg: Config) -> None:
             + "\n  - ".join(misses[:10]),
             fix=f"name the layers at fault in quantize.{item.precision}.kept, calibrate on more "
             f"calls,\nor widen quantize.{item.precision}.rel_l2 (conf/quantize/); the measurements "
-            f"are in\n{layout.quantization(cfg.graph)}",
+            f"are in\n{workspace.quantization(cfg.graph)}",
         )
 
 

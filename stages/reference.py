@@ -7,8 +7,9 @@ Writes  artifacts/reference/: the inputs and outputs of every component along ea
 
 from dataclasses import dataclass
 
-from diffusion_engines import config, layout
+from diffusion_engines import config
 from diffusion_engines.files import new_folder, write_manifest
+from diffusion_engines.layout import Workspace
 from diffusion_engines.params import param
 from diffusion_engines.progress import step
 from diffusion_engines.runtime import sampling
@@ -25,9 +26,10 @@ class Config:
 
 @stage
 def main(cfg: Config) -> None:
+    workspace = Workspace()
     reference = cfg.reference
-    networks = torch_networks("fp32", "cpu", weights=layout.WEIGHTS)
-    model = sampling.load_model(layout.WEIGHTS)
+    networks = torch_networks("fp32", "cpu", weights=workspace.weights)
+    model = sampling.load_model(workspace.weights)
     settings = sampling.Settings(
         scheduler=reference.scheduler,
         steps=reference.steps,
@@ -38,7 +40,7 @@ def main(cfg: Config) -> None:
         negative_prompt=reference.negative_prompt,
         guidance=cfg.image.guidance,
     )
-    with new_folder(layout.REFERENCE) as folder:
+    with new_folder(workspace.reference) as folder:
         with step(f"sample {len(reference.prompts)} prompt(s), {reference.steps} steps, fp32"):
             record_reference(
                 networks,

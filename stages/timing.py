@@ -10,8 +10,9 @@ Writes  artifacts/timing/<target>/
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_engines import config, layout
+from diffusion_engines import config
 from diffusion_engines.backends.timing import collect_timing_caches
+from diffusion_engines.layout import Workspace
 from diffusion_engines.params import key, param
 from diffusion_engines.stage import stage
 
@@ -24,10 +25,11 @@ class Config:
 
 @stage
 def main(cfg: Config) -> None:
+    workspace = Workspace()
     engines: dict[str, Path] = {
-        component: layout.engine(cfg.target, component) for component in cfg.item.components
+        component: workspace.engine(cfg.target, component) for component in cfg.item.components
     }
-    collect_timing_caches(layout.timing(cfg.target), engines)
+    collect_timing_caches(workspace.timing(cfg.target), engines)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ Writes  artifacts/bundles/<target>/<component>/
 
 from dataclasses import dataclass
 
-from diffusion_engines import config, layout
+from diffusion_engines import config
 from diffusion_engines.files import new_folder
+from diffusion_engines.layout import Workspace
 from diffusion_engines.params import key, param
 from diffusion_engines.progress import step
 from diffusion_engines.runtime.bundle import wrap_engine
@@ -26,10 +27,11 @@ class Config:
 
 @stage
 def main(cfg: Config) -> None:
+    workspace = Workspace()
     engine = cfg.item
-    target = layout.bundle(engine.target, engine.component)
+    target = workspace.bundle(engine.target, engine.component)
     with step(f"wrap {cfg.engine}"), new_folder(target) as folder:
-        wrap_engine(layout.engine(engine.target, engine.component), folder)
+        wrap_engine(workspace.engine(engine.target, engine.component), folder)
 
 
 if __name__ == "__main__":

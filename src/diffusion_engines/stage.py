@@ -22,7 +22,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion_engines import layout
 from diffusion_engines.arguments import hydra_arguments
 from diffusion_engines.config import SECTIONS
 from diffusion_engines.errors import ConfigError, DiffusionEnginesError, HardwareError
@@ -33,6 +32,7 @@ from diffusion_engines.failures import (
     write_failure,
 )
 from diffusion_engines.files import write_json
+from diffusion_engines.layout import Workspace
 from diffusion_engines.params import config_from_mapping, selector, slices, tracked
 from diffusion_engines.processes import death_with_parent
 from diffusion_engines.progress import LOG
@@ -120,7 +120,7 @@ def _run(
         cfg, key = config_from_mapping(config_class, config)
         main(cfg)
         if LOG.steps:
-            write_json(layout.log(name, key or None) / "resources.json", LOG.steps)
+            write_json(Workspace().log(name, key or None) / "resources.json", LOG.steps)
         if recorded is not None:
             _check_unchanged(config_class, recorded, config)
     except KeyboardInterrupt:
