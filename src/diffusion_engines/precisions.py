@@ -75,9 +75,12 @@ def lowest(names: list[str]) -> str:
     return max(names, key=list(PRECISIONS).index)
 
 
-def graph_name(component: str, precision: str) -> str:
-    """Return the name of the graph of a component in a precision, e.g. ``unet-fp16``."""
-    return f"{component}-{precision}"
+def graph_name(component: str, precision: str, graph_format: str = "onnx") -> str:
+    """Return the name of the graph of a component in a precision, e.g. ``unet-fp16``.
+
+    That of another format than ONNX says so: ``unet-fp16-exported_program``.
+    """
+    return "-".join([component, precision, *([graph_format] if graph_format != "onnx" else [])])
 
 
 def of_onnx_dtypes(names: Iterable[str]) -> dict[str, int]:

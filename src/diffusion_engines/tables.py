@@ -16,15 +16,16 @@ from pydantic import ValidationError
 
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.targets import target_from_settings
+from diffusion_engines.config import DERIVED
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.families import FAMILIES, family_of
-from diffusion_engines.families.base import Family
+from diffusion_engines.families.base import Component, Family
 from diffusion_engines.precisions import PRECISIONS, graph_name
 
 Table = dict[str, dict[str, Any]]
-NAMES = ("graphs", "exports", "quantized", "engines", "measured", "timing")
+NAMES = DERIVED
 # Where the graphs of a format lie that engines are built from; layout.Workspace names the same.
-_FOLDERS = {"onnx": "artifacts/onnx"}
+_FOLDERS = {"onnx": "artifacts/onnx", "exported_program": "artifacts/programs"}
 
 
 def derive_tables(config: Mapping[str, Any], root: Path) -> dict[str, Table]:
@@ -42,10 +43,12 @@ def derive_tables(config: Mapping[str, Any], root: Path) -> dict[str, Table]:
     family = family_of(root / config["model"]["folder"])
     engines = dict(_engines(config, family))
     graphs = _graphs(engines, config["quantize"], family)
+    onnx = {name: graph for name, graph in graphs.items() if graph["format"] == "onnx"}
     return {
         "graphs": graphs,
-        "exports": {name: graph for name, graph in graphs.items() if graph["source"] is None},
-        "quantized": {name: graph for name, graph in graphs.items() if graph["source"]},
+        # DVC has no condition: what it loops over are tables, of ONNX graphs so far.
+        "exports": {name: graph for name, graph in onnx.items() if graph["source"] is None},
+        "quantized": {name: graph for name, graph in onnx.items() if graph["source"]},
         "engines": engines,
         "measured": {
             target: {"components": components_of(engines, target)}
@@ -89,7 +92,7 @@ def _engines(config: Mapping[str, Any], family: Family) -> Iterator[tuple[str, d
         module = backend(config["targets"][target]["backend"])
         for component in _chosen(choice, family):
             precision = _precision(choice, component, family)
-            name = graph_name(component, precision)
+            name = graph_name(component, precision, module.graph_format)
             yield (
                 f"{target}-{component}",
                 {
@@ -132,23 +135,26 @@ def _graphs(engines: Table, quantize: Mapping[str, Any], family: Family) -> Tabl
     """Return the graphs that engines are built from, and those that these are made from."""
     graphs: Table = {}
     for engine in engines.values():
-        component, precision = engine["component"], engine["precision"]
-        known = PRECISIONS.get(precision)
-        source = None
+        component = family.components[engine["component"]]
+        graph_format = backend(engine["backend"]).graph_format
+        known, source = PRECISIONS.get(engine["precision"]), None
         if known is not None and not known.exported:
-            source = quantize.get(precision, {}).get("source", known.sources[0])
-            _add(graphs, family, component, source, None)
-        _add(graphs, family, component, precision, source)
+            lowered_from = quantize.get(known.name, {}).get("source", known.sources[0])
+            source = graph_name(component.name, lowered_from, graph_format)
+            graphs[source] = _graph(component, lowered_from, graph_format, None)
+        graphs[engine["graph"]] = _graph(component, engine["precision"], graph_format, source)
     return graphs
 
 
-def _add(graphs: Table, family: Family, component: str, precision: str, source: str | None) -> None:
-    graphs[graph_name(component, precision)] = {
-        "component": component,
-        "weights": family.components[component].folder,
+def _graph(
+    component: Component, precision: str, graph_format: str, source: str | None
+) -> dict[str, Any]:
+    return {
+        "component": component.name,
+        "weights": component.folder,
         "precision": precision,
-        "format": "onnx",
-        "source": source and graph_name(component, source),
+        "format": graph_format,
+        "source": source,
     }
 
 
