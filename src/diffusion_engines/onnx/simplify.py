@@ -59,7 +59,8 @@ def check_same_results(
     """Return the relative L2 error between two graphs, None where neither can be run here.
 
     Args:
-        before, after: the graphs.
+        before: a graph.
+        after: what onnxsim made of it.
         allowed: the largest error.
         inputs: tensors, such as a recorded call has; None: random ones of ``seed``.
         seed: of these.
