@@ -262,6 +262,10 @@ class Validate:
     scorers: str  # a folder with pretrained networks that score images; parity/scorers.py
 
 
+# What is timed beside the baselines.
+ENGINES = "engines"
+
+
 @dataclass(config=_STRICT)
 class Baseline:
     """PyTorch, run as somebody would who has no engines."""
