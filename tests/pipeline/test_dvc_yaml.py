@@ -27,6 +27,7 @@ PLUMBING = {
     "errors.py",
     "files.py",
     "layout.py",
+    "manifests.py",
     "names.py",
     "onnx/__init__.py",
     "onnx/versions.py",
