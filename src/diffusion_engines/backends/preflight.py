@@ -20,14 +20,19 @@ V = TypeVar("V")
 
 
 def recorded(
-    manifest: Engine, section: Literal["fingerprint", "settings"], path: str, kind: type[V]
+    manifest: Engine,
+    section: Literal["fingerprint", "settings", "torchscript"],
+    path: str,
+    kind: type[V],
 ) -> V:
     """Return a value that an engine's own backend wrote, e.g. the ``str`` at ``build.weights``.
+
+    Bundles alone have a section ``torchscript``.
 
     Raises:
         IntegrityError: it is not there, or not of that kind: nothing can be compared with it.
     """
-    value: object = manifest.fingerprint if section == "fingerprint" else manifest.settings
+    value: object = getattr(manifest, section)
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     if not isinstance(value, kind):

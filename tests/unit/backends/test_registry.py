@@ -20,6 +20,7 @@ from diffusion_engines.config import params_from_config
 from diffusion_engines.errors import ConfigError, HardwareError, IntegrityError
 from diffusion_engines.precisions import PRECISIONS
 from tests.conftest import ROOT
+from tests.manifests import engine_manifest
 
 TOY = '''\
 """A backend whose engine is the graph's bytes, reversed."""
@@ -214,11 +215,11 @@ def test_a_target_knows_its_hardware(
     ("settings", "device"), [(CPU, "cpu"), (CPU | {"device": "cuda"}, "cuda"), (A10, "cuda")]
 )
 def test_an_engine_runs_on_the_device_of_its_target(settings: dict[str, Any], device: str) -> None:
-    assert device_of_engine({"name": "x", "settings": settings}) == device
+    assert device_of_engine(engine_manifest(settings=settings)) == device
 
 
 def test_an_engine_with_settings_of_another_version_says_how_to_rebuild() -> None:
     settings = CPU | {"threads": 4}
     with pytest.raises(IntegrityError, match="other settings than a target") as raised:
-        device_of_engine({"name": "cpu-unet", "settings": settings})
+        device_of_engine(engine_manifest("cpu-unet", settings=settings))
     assert "dvc repro build@cpu-unet" in str(raised.value)

@@ -34,6 +34,13 @@ TORCHSCRIPT = "engine.ts"
 _RUNTIME = Path("lib") / "libtorchtrt_runtime.so"
 # Two distributions fill the same folder `torch_tensorrt`: one for each library.
 DISTRIBUTIONS = {"tensorrt": "torch-tensorrt", "tensorrt_rtx": "torch-tensorrt-rtx"}
+# What a TorchScript file depends on, and what one of another value is for.
+_ABI = {
+    "package": "another distribution of torch-tensorrt",
+    "torch": "another PyTorch",
+    "torch_tensorrt": "another torch-tensorrt",
+    "tensorrt": "a torch-tensorrt for another TensorRT",
+}
 # Loads the file as a user would and runs it once.
 _TRIAL = """
 import json, sys, torch
@@ -180,8 +187,7 @@ def check_torchscript(manifest: Bundle, backend: str) -> Path:
         FingerprintError: another PyTorch, torch-tensorrt or TensorRT; or no such file was made.
         HardwareError: torch-tensorrt is missing.
     """
-    built = manifest.torchscript
-    if not built:
+    if not manifest.torchscript:
         raise FingerprintError(
             f"the engine {manifest.name} was not wrapped as TorchScript",
             expected=TORCHSCRIPT,
@@ -189,17 +195,13 @@ def check_torchscript(manifest: Bundle, backend: str) -> Path:
             fix=f"set targets.{manifest.target}.torchscript=true and run `dvc repro`,\n"
             "or load the plan: `load_bundle`",
         )
+    built = {key: recorded(manifest, "torchscript", key, str) for key in _ABI}
     here = wrap_fingerprint(backend, True)
-    for key, what in (
-        ("package", "another distribution of torch-tensorrt"),
-        ("torch", "another PyTorch"),
-        ("torch_tensorrt", "another torch-tensorrt"),
-        ("tensorrt", "a torch-tensorrt for another TensorRT"),
-    ):
-        if built.get(key) != here[key]:
+    for key, what in _ABI.items():
+        if built[key] != here[key]:
             raise FingerprintError(
                 f"{TORCHSCRIPT} of {manifest.name} was wrapped for {what}",
-                expected=f"{key} {built.get(key)}",
+                expected=f"{key} {built[key]}",
                 found=f"{key} {here[key]}",
                 fix=f"`pip install torch=={built['torch']}.* "
                 f"{built['package']}=={built['torch_tensorrt']}.*`,\n"
@@ -267,7 +269,7 @@ def _built_against(package: Path, backend: str) -> str:
 
 
 def _check_series(manifest: Engine, backend: str, abi: Mapping[str, str]) -> None:
-    built = recorded(manifest, "fingerprint", f"{backend}", str)
+    built = recorded(manifest, "fingerprint", backend, str)
     if built.split(".")[0] != abi["tensorrt"].split(".")[0]:
         raise FingerprintError(
             f"{abi['package']} {abi['torch_tensorrt']} is for another TensorRT than the plan of "

@@ -24,7 +24,7 @@ def check_loadable(manifest: Engine) -> None:
         HardwareError: onnxruntime is missing.
     """
     for key, value in fingerprint_of(recorded(manifest, "fingerprint", "device", str)).items():
-        if (built := recorded(manifest, "fingerprint", f"{key}", str)) != value:
+        if (built := recorded(manifest, "fingerprint", key, str)) != value:
             raise FingerprintError(
                 f"the engine {manifest.name} was built for another {key.replace('_', ' ')}",
                 expected=str(built),
