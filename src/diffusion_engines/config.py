@@ -126,7 +126,6 @@ class Simplify:
     skipped_optimizers: list[str]
     # relative L2 error between the graph before and after, by precision
     rel_l2: dict[ExportedPrecision, Tolerance]
-    seed: int
     # recorded calls that the graph is compared with PyTorch at, spread over all; null: every one
     calls: PositiveInt | None
 

@@ -108,7 +108,7 @@ def example_inputs(
     tensors = []
     for spec in specs:
         if spec.dtype == "int64":
-            tensors.append(torch.randint(vocabulary, spec.size, generator=generator))
+            tensors.append(torch.randint(max(vocabulary, 1), spec.size, generator=generator))
         elif spec.role == "timestep":
             tensors.append(torch.full(spec.size, 999.0))
         elif spec.role == "sizes":
