@@ -191,7 +191,7 @@ class Pipeline:
     Attributes:
         model, repo, revision, synthetic, seed: of its weights; see :class:`Weights`.
         loras: that were fused, by the network's folder.
-        weights: ``digest`` of the weights of each network, by folder; empty: of format 1.
+        weights: ``digest`` of each folder of the model, networks among them; empty: of format 1.
     """
 
     kind: ClassVar[str] = "pipeline"

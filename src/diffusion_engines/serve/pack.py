@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from diffusion_engines import manifests
-from diffusion_engines.families import family_of
+from diffusion_engines.errors import IntegrityError
+from diffusion_engines.files import MANIFEST
 from diffusion_engines.manifests import Pipeline, Weights
 
 # Of the target's folder; beside the bundles, which are named after components.
@@ -24,10 +25,14 @@ def copy_pipeline_files(weights: Path, folder: Path) -> None:
     Raises:
         IntegrityError: a file is missing or altered.
     """
-    family = family_of(weights)
     packed = {
-        name: manifests.read(weights / name, Weights, skip=_WEIGHTS) for name in family.folders
+        path.parent.name: manifests.read(path.parent, Weights, skip=_WEIGHTS)
+        for path in sorted(weights.glob(f"*/{MANIFEST}"))
     }
+    if not packed:
+        raise IntegrityError(
+            f"{weights} has no manifests", expected=f"one in each of its folders: {MANIFEST}"
+        )
     for folder_name, manifest in packed.items():
         for name in manifest.files:
             if not fnmatch.fnmatch(name, _WEIGHTS):
@@ -35,8 +40,7 @@ def copy_pipeline_files(weights: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(weights / folder_name / name, target)
     shutil.copyfile(weights / "model_index.json", folder / "model_index.json")
-    networks = {component.folder for component in family.components.values()}
-    origin = packed[family.denoiser.folder]  # of all folders the same
+    origin = next(iter(packed.values()))  # of all folders the same
     manifests.write(
         folder,
         Pipeline(
@@ -46,6 +50,6 @@ def copy_pipeline_files(weights: Path, folder: Path) -> None:
             synthetic=origin.synthetic,
             seed=origin.seed,
             loras={name: manifest.loras for name, manifest in packed.items() if manifest.loras},
-            weights={name: packed[name].digest for name in sorted(networks)},
+            weights={name: manifest.digest for name, manifest in packed.items()},
         ),
     )
