@@ -127,12 +127,9 @@ def test_anybody_can_add_a_backend(toy: Path) -> None:
     assert "toy" in backend_names()
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["targets"]["toy"] = {"backend": "toy", "build": {"speed": 1}}
-    params["engines"]["toy-unet"] = {
-        "target": "toy",
-        "backend": "toy",
-        "component": "unet",
-        "precision": "fp32",
-    }
+    unet = params["engines"]["cpu-unet"]
+    params["engines"]["toy-unet"] = unet | {"target": "toy", "backend": "toy"}
+    params["fleet"]["toy"] = params["fleet"]["cpu"]
     typed = params_from_config(params)
     check_params(typed, ROOT)
     target = typed["targets"]["toy"]
