@@ -12,29 +12,17 @@ Writes  artifacts/engines/<target>/<component>/: the engine and manifest.json; o
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from diffusion_engines import config
+from diffusion_engines import config, manifests
 from diffusion_engines.backends import backend, check_precision
 from diffusion_engines.backends.base import Graph
 from diffusion_engines.backends.targets import Target
 from diffusion_engines.backends.timing import find_timing_cache
-from diffusion_engines.files import new_folder, read_manifest, write_manifest
+from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.graph import MODEL
 from diffusion_engines.params import key, param
 from diffusion_engines.progress import step
 from diffusion_engines.stage import stage
-
-# What an engine has from its graph.
-_OF_THE_GRAPH = (
-    "component",
-    "precision",
-    "inputs",
-    "outputs",
-    "guidance",
-    "model",
-    "synthetic",
-    "loras",
-)
 
 
 @dataclass(frozen=True)
@@ -54,14 +42,14 @@ def main(cfg: Config) -> None:
     fingerprint = module.fingerprint(target)
     source = Path(engine.graph_folder)
     with step(f"check the files of {engine.graph}"):
-        manifest = read_manifest(source, "onnx")
+        manifest = manifests.read(source, manifests.Graph)
     graph = Graph(
         name=engine.graph,
         component=engine.component,
         precision=engine.precision,
         format=module.graph_format,
         path=source / MODEL,
-        inputs=manifest["inputs"],
+        inputs=manifest.inputs,
     )
     cache = None
     if module.timing(target):
@@ -72,21 +60,19 @@ def main(cfg: Config) -> None:
         log = workspace.log("build", cfg.engine)
         log.mkdir(parents=True, exist_ok=True)
         (log / "build.log").write_text(result.log + "\n")
-        info = {
-            "name": cfg.engine,
-            "target": engine.target,
-            "backend": target.backend,
-            "builder": result.builder,
-            "settings": asdict(target),
-            "fingerprint": fingerprint,
-            "engine": result.engine,
-            "layers": result.layers,
-            "dtypes": result.precisions,
-            "onnx": {key: value for key, value in manifest.items() if key != "kind"},
-        }
-        for key in _OF_THE_GRAPH:
-            info[key] = manifest[key]
-        write_manifest(folder, "engine", info)
+        built = manifests.engine_from_graph(
+            manifest,
+            name=cfg.engine,
+            target=engine.target,
+            backend=target.backend,
+            builder=result.builder,
+            settings=asdict(target),
+            fingerprint=fingerprint,
+            engine=result.engine,
+            layers=result.layers,
+            dtypes=result.precisions,
+        )
+        manifests.write(folder, built)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,15 @@ Reads   model.folder (the local model, or the architecture's JSONs), model.lora_
 Writes  artifacts/weights/, a diffusers folder in safetensors with a manifest per subfolder
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from diffusion_engines import config
+from diffusion_engines import config, manifests
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.families import family_of
-from diffusion_engines.files import new_folder, write_manifest
+from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
+from diffusion_engines.manifests import FusedLora
 from diffusion_engines.params import param
 from diffusion_engines.progress import step
 from diffusion_engines.runtime.networks import read_config
@@ -41,24 +41,23 @@ def main(cfg: Config) -> None:
         fused = fuse(loras, folder)
         sources.check_architecture(folder, cfg.vae_scale_factor)
         family = family_of(folder)
-        origin = {
-            "model": model.name,
-            "source": model.source,
-            "repo": model.repo if model.source == "hub" else None,
-            "revision": model.revision if model.source == "hub" else None,
-            "synthetic": model.source == "synthetic",
-            "seed": model.seed if model.source == "synthetic" else None,
-        }
+        origin = manifests.Weights(
+            model=model.name,
+            source=model.source,
+            repo=model.repo if model.source == "hub" else None,
+            revision=model.revision if model.source == "hub" else None,
+            synthetic=model.source == "synthetic",
+            seed=model.seed if model.source == "synthetic" else None,
+        )
         networks = {component.folder for component in family.components.values()}
         for name in family.folders:
-            info: dict[str, object] = dict(origin)
+            manifest = origin
             if name in networks:
                 with step(f"check the weights of {name}"):
                     parameters = count_parameters(folder / name)
                 check_parameters(name, model.parameters.get(name), parameters)
-                info["parameters"] = parameters
-                info["loras"] = fused.get(name, [])
-            write_manifest(folder / name, "weights", info)
+                manifest = replace(origin, parameters=parameters, loras=fused.get(name, ()))
+            manifests.write(folder / name, manifest)
 
 
 def read_loras(model: config.Model) -> list[Lora]:
@@ -72,7 +71,7 @@ def read_loras(model: config.Model) -> list[Lora]:
     ]
 
 
-def fuse(loras: list[Lora], folder: Path) -> dict[str, list[dict[str, Any]]]:
+def fuse(loras: list[Lora], folder: Path) -> dict[str, tuple[FusedLora, ...]]:
     if not loras:
         return {}
     with step(f"fuse {len(loras)} LoRA(s)"):

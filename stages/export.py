@@ -6,11 +6,11 @@ Reads   artifacts/weights/<folder of the component>/, artifacts/weights/model_in
 Writes  artifacts/exports/<graph>/: model.onnx, model.onnx.data, manifest.json
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from diffusion_engines import config
+from diffusion_engines import config, manifests
 from diffusion_engines.families import family_of
-from diffusion_engines.files import new_folder, read_manifest, write_manifest
+from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.versions import exporter_versions
@@ -35,7 +35,7 @@ def main(cfg: Config) -> None:
     component = family_of(workspace.weights).component(item.component)
     weights = workspace.weights / item.weights
     with step(f"load {cfg.graph}"):
-        origin = read_manifest(weights, "weights")
+        origin = manifests.read(weights, manifests.Weights)
         architecture = read_config(component, weights)
         module = load_network(component, weights, item.precision)
     inputs = component.inputs(architecture, cfg.image, cfg.export.dynamic)
@@ -52,22 +52,26 @@ def main(cfg: Config) -> None:
                 outputs=[value.name for value in component.outputs],
                 vocabulary=architecture.get("vocab_size", 0),
             )
-        info = {
-            "name": cfg.graph,
-            "component": item.component,
-            "precision": item.precision,
-            "inputs": [asdict(value) for value in inputs],
-            "outputs": [asdict(value) for value in component.outputs],
-            "guidance": cfg.image.guidance,
-            "exporter": cfg.export.exporter,
-            "opset": cfg.export.opset,
-            "patches": cfg.export.patches,
-            "versions": exporter_versions(),
-            "model": origin["model"],
-            "synthetic": origin["synthetic"],
-            "loras": origin["loras"],
-        }
-        write_manifest(folder, "onnx", info)
+        manifest = manifests.Graph(
+            name=cfg.graph,
+            component=item.component,
+            precision=item.precision,
+            inputs=inputs,
+            outputs=component.outputs,
+            guidance=cfg.image.guidance,
+            exporter=cfg.export.exporter,
+            opset=cfg.export.opset,
+            patches=tuple(cfg.export.patches),
+            versions=exporter_versions(),
+            model=origin.model,
+            synthetic=origin.synthetic,
+            loras=origin.loras,
+            repo=origin.repo,
+            revision=origin.revision,
+            seed=origin.seed,
+            weights=origin.digest,
+        )
+        manifests.write(folder, manifest)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ Writes  artifacts/onnx/<graph>/: model.onnx, model.onnx.data, manifest.json
         artifacts/logs/quantize/<graph>/: what ModelOpt printed
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
-from diffusion_engines import config
+from diffusion_engines import config, manifests
 from diffusion_engines.errors import GateError
-from diffusion_engines.files import new_folder, read_manifest, write_manifest
+from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.graph import MODEL, check_graph
 from diffusion_engines.onnx.quantize import lower_precision, opset_on_disk, typed_inputs
@@ -41,8 +41,8 @@ def main(cfg: Config) -> None:
     assert item.source is not None  # of this table, each has one
     source, recorded = workspace.onnx(item.source), f"{item.component}.safetensors"
     with step(f"check the files of {item.source}"):
-        manifest = read_manifest(source, "onnx")
-        read_manifest(workspace.reference, "reference", only=(recorded,))
+        manifest = manifests.read(source, manifests.Graph)
+        manifests.read(workspace.reference, manifests.Reference, only=(recorded,))
     calls = recorded_calls(workspace.reference / recorded)
     chosen = spread([inputs for inputs, _ in calls], settings.calls)
     with (
@@ -82,19 +82,23 @@ def main(cfg: Config) -> None:
             misses=tuple(parity.misses(settings.rel_l2)),
         )
         write_quantization(result, tables, workspace.metrics("quantize", cfg.graph))
-        info = {key: value for key, value in manifest.items() if key not in ("files", "kind")}
-        info |= {"name": cfg.graph, "precision": item.precision, "opset": opset}
-        info["inputs"] = typed_inputs(manifest["inputs"], manifest["precision"])
-        info["compared"] = True
-        info["versions"] |= quantizer_versions()
-        info["quantization"] = {
-            "settings": asdict(settings),
-            "source": item.source,
-            "calls": len(chosen),
-            **asdict(layers),
-            **worst,
-        }
-        write_manifest(folder, "onnx", info)
+        quantized = replace(
+            manifest,
+            name=cfg.graph,
+            precision=item.precision,
+            opset=opset,
+            inputs=typed_inputs(manifest.inputs, manifest.precision),
+            compared=True,
+            versions={**manifest.versions, **quantizer_versions()},
+            quantization={
+                "settings": asdict(settings),
+                "source": item.source,
+                "calls": len(chosen),
+                **asdict(layers),
+                **worst,
+            },
+        )
+        manifests.write(folder, quantized)
     if misses := result.misses:
         raise GateError(
             f"{cfg.graph} misses its tolerance at {len(misses)} of {len(calls)} calls:\n  - "

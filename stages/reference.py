@@ -7,8 +7,8 @@ Writes  artifacts/reference/: the inputs and outputs of every component along ea
 
 from dataclasses import dataclass
 
-from diffusion_engines import config
-from diffusion_engines.files import new_folder, write_manifest
+from diffusion_engines import config, manifests
+from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
 from diffusion_engines.params import param
 from diffusion_engines.progress import step
@@ -52,7 +52,7 @@ def main(cfg: Config) -> None:
                 batch_size=cfg.image.batch_size,
                 frames=reference.frames,
             )
-        write_manifest(folder, "reference", {"frames": reference.frames})
+        manifests.write(folder, manifests.Reference(reference.frames))
 
 
 if __name__ == "__main__":

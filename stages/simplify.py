@@ -10,11 +10,11 @@ Writes  artifacts/onnx/<graph>/: model.onnx, model.onnx.data, manifest.json
         artifacts/parity/<graph>/: the distance from the reference at every recorded call
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from diffusion_engines import config
+from diffusion_engines import config, manifests
 from diffusion_engines.errors import GateError
-from diffusion_engines.files import new_folder, read_manifest, write_manifest
+from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.graph import MODEL, check_graph
 from diffusion_engines.onnx.operators import graph_statistics, render
@@ -43,8 +43,8 @@ def main(cfg: Config) -> None:
     workspace, name = Workspace(), cfg.graph
     source, recorded = workspace.export(name), f"{cfg.item.component}.safetensors"
     with step(f"check the files of {name}"):
-        manifest = read_manifest(source, "onnx")
-        read_manifest(workspace.reference, "reference", only=(recorded,))
+        manifest = manifests.read(source, manifests.Graph)
+        manifests.read(workspace.reference, manifests.Reference, only=(recorded,))
     calls = recorded_calls(workspace.reference / recorded)
     with (
         new_folder(workspace.onnx(name)) as folder,
@@ -53,7 +53,7 @@ def main(cfg: Config) -> None:
     ):
         simplify_graph(source / MODEL, folder, skipped_optimizers=cfg.simplify.skipped_optimizers)
         with step("check the graph"):
-            check_graph(folder / MODEL, opset=manifest["opset"], writer="onnxsim")
+            check_graph(folder / MODEL, opset=manifest.opset, writer="onnxsim")
         error = check_same_results(
             source / MODEL,
             folder / MODEL,
@@ -72,11 +72,14 @@ def main(cfg: Config) -> None:
         found = graph_differences(folder / MODEL, chosen, name)
         misses = misses_of_component(name, cfg.gate, found)
         write_graph_check(GraphCheck(name, cfg.gate, found, tuple(misses)), parity)
-        info = {key: value for key, value in manifest.items() if key not in ("files", "kind")}
-        info["versions"] |= simplifier_versions()
-        # Not how far: a new reference must not make the graph, and its engines, another one.
-        info |= {"simplify_rel_l2": error, "compared": compared}
-        write_manifest(folder, "onnx", info)
+        simplified = replace(
+            manifest,
+            versions={**manifest.versions, **simplifier_versions()},
+            simplify_rel_l2=error,
+            # Not how far: a new reference must not make the graph, and its engines, another one.
+            compared=compared,
+        )
+        manifests.write(folder, simplified)
     if misses:
         raise GateError(
             f"the graph {name} computes something else than PyTorch; it misses {len(misses)} "

@@ -6,18 +6,20 @@ import importlib.util
 import os
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from diffusion_engines import manifests
 from diffusion_engines.backends.base import Graph
 from diffusion_engines.config import Dynamic, Image
 from diffusion_engines.families import family_of
 from diffusion_engines.families.stable_diffusion import FAMILY
-from diffusion_engines.files import MANIFEST, read_json, write_manifest
 from diffusion_engines.weights.sources import fill_with_random_weights
+from tests.manifests import built_manifest, graph_manifest, weights_manifest
 
 # Of the models that most tests take.
 COMPONENTS = FAMILY.components
@@ -52,7 +54,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     fill_with_random_weights(TINY, folder, seed=0, dtype="fp32")
     for name in FAMILY.folders:
-        write_manifest(folder / name, "weights", {"model": "tiny", "synthetic": True, "loras": []})
+        manifests.write(folder / name, weights_manifest())
     return folder
 
 
@@ -96,7 +98,7 @@ def load(
 
 
 def graph_of(path: Path, inputs: Any, precision: str = "fp32", component: str = "unet") -> Graph:
-    """An ONNX graph as the stage `build` hands it to a backend; ``inputs`` as in its manifest."""
+    """An ONNX graph as the stage `build` hands it to a backend."""
     return Graph(f"{component}-{precision}", component, precision, "onnx", path, inputs)
 
 
@@ -106,8 +108,12 @@ def write_bundles(
     dynamic: Dynamic = STATIC,
     precision: str = "fp32",
     image: Image = IMAGE,
+    only: Collection[str] | None = None,
 ) -> None:
-    """Write a target's folder as `wrap` and `pack` do: ONNX Runtime engines for the CPU."""
+    """Write a target's folder as `wrap` and `pack` do: ONNX Runtime engines for the CPU.
+
+    ``only``: engines of these components alone.
+    """
     plain = dynamic is STATIC and precision == "fp32"  # the older exporter is faster
     from diffusion_engines.backends import backend
     from diffusion_engines.backends.onnxruntime.settings import (
@@ -121,10 +127,11 @@ def write_bundles(
 
     target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
     module = backend("onnxruntime")
-    origin = read_json(weights / "unet" / MANIFEST)
-    for name in family_of(weights).components:
+    for name, component in family_of(weights).components.items():
+        if only is not None and name not in only:
+            continue
+        origin = manifests.read(weights / component.folder, manifests.Weights)
         loaded = load(weights, name, precision, dynamic, image)
-        inputs = [asdict(value) for value in loaded.inputs]
         scratch = folder.parent / f"{folder.name}-{name}"
         with new_folder(scratch / "graph") as graph:
             export_module(
@@ -139,23 +146,12 @@ def write_bundles(
                 vocabulary=loaded.vocabulary,
             )
         with new_folder(scratch / "engine") as engine:
-            built = graph_of(scratch / "graph/model.onnx", inputs, precision, name)
+            built = graph_of(scratch / "graph/model.onnx", loaded.inputs, precision, name)
             result = module.build(built, engine, target)
-            info = {
-                "name": f"cpu-{name}",
-                "component": name,
-                "precision": precision,
-                "backend": "onnxruntime",
-                "builder": result.builder,
-                "engine": result.engine,
-                "inputs": inputs,
-                "guidance": image.guidance,
-                "settings": asdict(target),
-                "fingerprint": module.fingerprint(target),
-                "model": origin["model"],
-                "synthetic": origin["synthetic"],
-            }
-            write_manifest(engine, "engine", info)
+            made = graph_manifest(
+                name, precision, loaded.inputs, weights=origin, guidance=image.guidance
+            )
+            manifests.write(engine, built_manifest(f"cpu-{name}", made, target, result))
         with new_folder(folder / name) as bundle:
             wrap_engine(scratch / "engine", bundle)
     with new_folder(folder / PIPELINE) as rest:

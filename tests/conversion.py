@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,8 @@ def _convert(case: Case, weights: Path, folder: Path, image: Image) -> dict[str,
         patches=case.export.patches,
         vocabulary=loaded.vocabulary,
     )
-    inputs = [asdict(value) for value in loaded.inputs]
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
+    inputs = loaded.inputs
     del loaded
     graph = graph_of(folder / "model.onnx", inputs, case.precision, case.component)
     result = backend("tensorrt_rtx").build(graph, folder, ADA)

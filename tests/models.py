@@ -10,12 +10,13 @@ from typing import Any
 
 import yaml
 
+from diffusion_engines import manifests
 from diffusion_engines.config import Image
 from diffusion_engines.families import family_of
-from diffusion_engines.files import write_manifest
 from diffusion_engines.runtime.networks import network_class
 from diffusion_engines.weights.sources import fill_with_random_weights
 from tests.conftest import ROOT
+from tests.manifests import weights_manifest
 
 # Each kind once: SD 1.5 is SD 1.4's architecture.
 MODELS = ("sd15", "sd21", "sdxl", "sdxl-turbo")
@@ -118,7 +119,7 @@ def write_reduced_weights(model: str, folder: Path, *, sparse: bool = False) -> 
     weights.mkdir()
     fill_with_random_weights(architecture, weights, seed=0, dtype="fp32")
     for name in family_of(weights).folders:
-        write_manifest(weights / name, "weights", {"model": model, "synthetic": True})
+        manifests.write(weights / name, weights_manifest(model=model))
     return weights
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from PIL import Image
 
-from diffusion_engines import config
+from diffusion_engines import config, manifests
 from diffusion_engines.bench.breakdown import summarize
 from diffusion_engines.bench.memory import PeakMemory
 from diffusion_engines.bench.results import Benchmark, write_benchmark
 from diffusion_engines.config import ENGINES
-from diffusion_engines.files import write_json, write_manifest
+from diffusion_engines.families.base import Dim, TensorSpec
+from diffusion_engines.files import write_json
 from diffusion_engines.layout import Workspace
 from diffusion_engines.machines import this_machine
 from diffusion_engines.onnx.statistics import (
@@ -40,6 +41,7 @@ from diffusion_engines.precisions import graph_name
 from diffusion_engines.report.images import write_trajectory
 from diffusion_engines.runtime.recording import write_settings
 from diffusion_engines.runtime.sampling import Settings, Timings
+from tests.manifests import engine_manifest, graph_manifest
 
 STEPS = 3
 PROMPTS = ["lemons & <script>alert(1)</script>", "cherries"]
@@ -77,34 +79,24 @@ def write_reference(workspace: Workspace) -> None:
         picture(100).save(folder / f"image-{index:02d}.png")
 
 
-def write_engine(workspace: Workspace, engine: config.Engine, batch: Any) -> None:
+def write_engine(workspace: Workspace, engine: config.Engine, batch: int | Dim) -> None:
     name = f"{engine.target}-{engine.component}"
-    inputs = [{"name": "input_0", "role": "latents", "dtype": "component", "shape": [batch, 4, 8]}]
+    inputs = [TensorSpec("input_0", "latents", "component", (batch, 4, 8))]
     folder = workspace.engine(engine.target, engine.component)
     folder.mkdir(parents=True, exist_ok=True)
     for file, size in (("engine.onnx", 1000), ("engine.onnx.data", 2500)):
         (folder / file).write_bytes(bytes(size))
-    info = {
-        "name": name,
-        "builder": "onnxruntime 1.32.0",
-        "dtypes": {engine.precision: 7},
-        "fingerprint": {"compute_capabilities": ["12.0", "8.9"]},
-        "inputs": inputs,
-        "layers": {"Conv": 3},
-        "settings": {"backend": "onnxruntime", "build": {"optimization_level": "all"}},
-        "synthetic": True,
-        "loras": [],
-        "onnx": {
-            "name": engine.graph,
-            "exporter": "dynamo",
-            "opset": 18,
-            "patches": [],
-            "inputs": inputs,
-            "versions": {"torch": "2.13.0"},
-            "simplify_rel_l2": 0.0,
-        },
-    }
-    write_manifest(folder, "engine", info)
+    graph = graph_manifest(
+        engine.component, engine.precision, inputs, name=engine.graph, simplify_rel_l2=0.0
+    )
+    manifest = engine_manifest(
+        name,
+        graph,
+        dtypes={engine.precision: 7},
+        fingerprint={"compute_capabilities": ["12.0", "8.9"]},
+        settings={"backend": "onnxruntime", "build": {"optimization_level": "all"}},
+    )
+    manifests.write(folder, manifest)
     steps = [("check the files", 1.0, 10), ("build it", 2.5, 4_000_000_000)]
     write_json(
         workspace.log("build", name) / "resources.json",

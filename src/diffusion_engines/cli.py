@@ -79,7 +79,7 @@ def _check_bundle(options: argparse.Namespace) -> None:
 
     for folder in options.folders:
         manifest = check_bundle(folder)
-        print(f"{folder}: {manifest['name']} ({manifest['builder']}) can be loaded here")
+        print(f"{folder}: {manifest.name} ({manifest.builder}) can be loaded here")
 
 
 def _merge_lock(options: argparse.Namespace) -> None:

@@ -1,16 +1,13 @@
-"""Files that are either whole or absent, and folders that know what they should contain.
+"""Files and folders that are either whole or absent.
 
 Every stage writes into a folder beside the final place and renames it, so that a killed run leaves
-nothing that looks finished, and lists the SHA-256 of each file in ``manifest.json``, so that the
-next stage can tell a damaged file from a good one. DVC itself does not notice a corrupt file in
-its cache.
+nothing that looks finished. What a folder should contain is in its manifest (``manifests.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import fnmatch
 import hashlib
 import json
 import os
@@ -100,81 +97,6 @@ def _scratch_root(path: Path) -> Path:
         if parent.name == "artifacts":
             return parent / ".tmp"
     return path.parent / ".tmp"
-
-
-def write_manifest(folder: Path, kind: str, info: Mapping[str, Any]) -> None:
-    """Describe ``folder`` in its ``manifest.json``: ``info``, and each file's size and SHA-256."""
-    files = {
-        path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": sha256_of_file(path),
-        }
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST
-    }
-    write_json(folder / MANIFEST, {**info, "kind": kind, "files": files})
-
-
-def read_manifest(
-    folder: Path,
-    kind: str,
-    *,
-    verify: bool = True,
-    only: Sequence[str] | None = None,
-    skip: str = "",
-) -> dict[str, Any]:
-    """Return the manifest of ``folder`` after checking the files that it names.
-
-    Args:
-        folder: that was written with :func:`write_manifest`.
-        kind: what it must hold.
-        verify: whether to check the files.
-        only: which files to check; None: all.
-        skip: a pattern; files that match are not checked, for who does not read them.
-
-    Raises:
-        IntegrityError: the manifest is missing or describes something else than a ``kind``, or a
-            file is missing, truncated or altered.
-    """
-    remedy = (
-        f"remove the damaged copy and make it again: `rm -rf {folder}`, then `dvc repro`.\n"
-        "If it comes back damaged, the DVC cache holds the damage: add `--force` to that\n"
-        "`dvc repro`, or pull a good copy from a remote. On a server: copy the folder again."
-    )
-    manifest = read_json(folder / MANIFEST)
-    if not (isinstance(manifest, dict) and isinstance(manifest.get("files"), dict)):
-        raise IntegrityError(
-            f"{folder / MANIFEST} is no manifest", expected="the files and their hashes", fix=remedy
-        )
-    if manifest.get("kind") != kind:
-        raise IntegrityError(
-            f"{folder} holds something else", expected=kind, found=str(manifest.get("kind"))
-        )
-    if verify:
-        for name, recorded in manifest["files"].items():
-            if fnmatch.fnmatch(name, skip) or (only is not None and name not in only):
-                continue
-            _verify_file(folder / name, recorded, remedy)
-    return manifest
-
-
-def _verify_file(path: Path, recorded: Mapping[str, Any], remedy: str) -> None:
-    if not path.is_file():
-        raise IntegrityError(f"{path} is missing", expected="as in manifest.json", fix=remedy)
-    if (size := path.stat().st_size) != recorded["bytes"]:
-        raise IntegrityError(
-            f"{path} has the wrong size",
-            expected=f"{recorded['bytes']} bytes",
-            found=f"{size} bytes",
-            fix=remedy,
-        )
-    if (digest := sha256_of_file(path)) != recorded["sha256"]:
-        raise IntegrityError(
-            f"{path} is damaged",
-            expected=f"sha256 {recorded['sha256']}",
-            found=f"sha256 {digest}",
-            fix=remedy,
-        )
 
 
 def copy_files(source: Path, destination: Path, *, skip: tuple[str, ...] = (MANIFEST,)) -> None:

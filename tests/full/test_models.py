@@ -7,7 +7,6 @@ About 20 GB of disk below the temporary folder (`--basetemp=…`) and up to 24 G
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -86,7 +85,7 @@ def test_sdxl_becomes_engines_within_24_gb(tmp_path: Path, name: str) -> None:
     assert statistics.macs is not None
     print(f"  {statistics.nodes} nodes, {statistics.macs / 1e9:.0f} GMACs, error {error:.1e}")
     with step("build for sm_89 with tensorrt_rtx"):
-        graph = graph_of(simplified / MODEL, [asdict(value) for value in inputs], precision)
+        graph = graph_of(simplified / MODEL, inputs, precision)
         result = backend("tensorrt_rtx").build(graph, engine, ADA)
     size = (engine / result.engine).stat().st_size
     print(f"  {size / 1e6:.0f} MB")

@@ -9,13 +9,14 @@ import importlib.util
 import json
 import shutil
 import subprocess
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from diffusion_engines import manifests
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.nvidia.torchscript import DISTRIBUTIONS, wrap_fingerprint
 from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
@@ -26,13 +27,14 @@ from diffusion_engines.backends.tensorrt_rtx.settings import (
     TensorRTRTXTarget,
 )
 from diffusion_engines.errors import FingerprintError, HardwareError
-from diffusion_engines.files import write_json, write_manifest
+from diffusion_engines.files import write_json
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.parity.metrics import difference
 from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.bundle import load_bundle, load_torchscript, wrap_engine
 from diffusion_engines.runtime.networks import example_inputs
 from tests.conftest import graph_of, load
+from tests.manifests import built_manifest, graph_manifest
 
 pytestmark = pytest.mark.gpu
 
@@ -84,22 +86,12 @@ def make_bundle(name: str, loaded: Any, target: Any, folder: Path, precision: st
         vocabulary=loaded.vocabulary,
     )
     module = backend(target.backend)
-    specs = [asdict(value) for value in loaded.inputs]
+    specs = loaded.inputs
     graph = folders["graph"] / "model.onnx"
     result = module.build(graph_of(graph, specs, precision, name), folders["engine"], target)
     assert result.precisions[precision] > 0
-    info = {
-        "name": f"here-{name}",
-        "component": name,
-        "precision": precision,
-        "inputs": specs,
-        "backend": target.backend,
-        "builder": result.builder,
-        "engine": result.engine,
-        "settings": asdict(target),
-        "fingerprint": module.fingerprint(target),
-    }
-    write_manifest(folders["engine"], "engine", info)
+    made = graph_manifest(name, precision, specs)
+    manifests.write(folders["engine"], built_manifest(f"here-{name}", made, target, result))
     wrap_engine(folders["engine"], folders["bundle"])
     return folders["bundle"]
 

@@ -16,8 +16,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from diffusion_engines.backends.base import STRICT, BuildResult, Graph, Manifest
+from diffusion_engines.backends.base import STRICT, BuildResult, Graph
 from diffusion_engines.errors import FingerprintError, HardwareError
+from diffusion_engines.manifests import Engine
 
 
 @dataclass(config=STRICT)
@@ -80,15 +81,15 @@ class Toy:
             shutil.copyfile(file, folder / file.name)
         return BuildResult("model.onnx", "toy 1", "copied", {}, {graph.precision: 1})
 
-    def wrap(self, folder: Path, manifest: Manifest) -> dict[str, object]:
+    def wrap(self, folder: Path, manifest: Engine) -> dict[str, object]:
         return {}
 
-    def check_loadable(self, manifest: Manifest) -> None:
+    def check_loadable(self, manifest: Engine) -> None:
         if not os.environ.get("TOY_GPU"):
             raise FingerprintError("no toy here", expected="one", found="none")
 
     def load(
-        self, folder: Path, manifest: Manifest, device: str, *, cuda_graph: bool = False
+        self, folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False
     ) -> object:
         import torch
 

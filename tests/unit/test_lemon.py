@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -17,13 +16,13 @@ import torch
 import yaml
 from onnx import numpy_helper
 
+from diffusion_engines import manifests
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
 from diffusion_engines.config import (
     Image,
     params_from_config,
 )
-from diffusion_engines.files import write_manifest
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.graph import MODEL, save_with_external_data
 from diffusion_engines.onnx.quantize import lower_precision
@@ -38,6 +37,7 @@ from diffusion_engines.runtime.calls import Recorder
 from diffusion_engines.weights.fuse import fuse_loras
 from diffusion_engines.weights.lora import read_lora
 from tests.conftest import ROOT, graph_of, load
+from tests.manifests import built_manifest, graph_manifest
 
 LEMON = ROOT / "models" / "lemon"
 PROMPT = "A big banana leaf with lemons in front of it"
@@ -194,17 +194,10 @@ def engine_of(graph: Path, folder: Path, damage: Damage | None) -> torch.nn.Modu
     save_with_external_data(model, folder / "graph" / MODEL)
     target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
     module = backend("onnxruntime")
-    specs = [asdict(value) for value in load(LEMON, "unet", image=IMAGE).inputs]
+    specs = load(LEMON, "unet", image=IMAGE).inputs
     result = module.build(graph_of(folder / "graph" / MODEL, specs), folder / "engine", target)
-    info = {
-        "name": "cpu-unet",
-        "component": "unet",
-        "backend": "onnxruntime",
-        "engine": result.engine,
-        "inputs": specs,
-        "fingerprint": module.fingerprint(target),
-    }
-    write_manifest(folder / "engine", "engine", info)
+    made = graph_manifest("unet", "fp32", specs)
+    manifests.write(folder / "engine", built_manifest("cpu-unet", made, target, result))
     wrap_engine(folder / "engine", folder / "bundle")
     return load_bundle(folder / "bundle")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from diffusion_engines.runtime.networks import example_inputs
 from diffusion_engines.runtime.recording import record_reference
 from diffusion_engines.weights.sources import check_architecture
 from tests.conftest import ROOT, graph_of, load, write_bundles
+from tests.manifests import built_manifest, graph_manifest
 from tests.models import MODELS, section, small_image, write_reduced_weights
 
 PROMPT = "A big banana leaf with lemons in front of it"
@@ -107,11 +108,12 @@ def test_a_component_is_exported_simplified_built_and_computes_what_pytorch_does
     simplify_graph(exported, graph.parent, skipped_optimizers=[])
     check_graph(graph, opset=18, writer="onnxsim", outputs=len(loaded.outputs))
     check_same_results(exported, graph, seed=0, allowed=params["simplify"].rel_l2[precision])
-    inputs = [asdict(value) for value in loaded.inputs]
 
+    source = graph_of(graph, loaded.inputs, precision, component)
     onnxruntime = backend("onnxruntime")
-    result = onnxruntime.build(graph_of(graph, inputs, precision, component), tmp_path / "ort", CPU)
-    manifest = {"engine": result.engine, "fingerprint": onnxruntime.fingerprint(CPU)}
+    result = onnxruntime.build(source, tmp_path / "ort", CPU)
+    made = graph_manifest(component, precision, loaded.inputs)
+    manifest = built_manifest(f"cpu-{component}", made, CPU, result)
     engine = onnxruntime.load(tmp_path / "ort", manifest, "cpu")
     tensors = example_inputs(loaded.inputs, "fp32", vocabulary=loaded.vocabulary, seed=1)
     reference = load(model.weights, component, "fp32", image=model.image).module
@@ -124,9 +126,7 @@ def test_a_component_is_exported_simplified_built_and_computes_what_pytorch_does
         assert difference.rel_l2 > 1e-5  # it is fp16 that was compared
 
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
-    built = backend("tensorrt_rtx").build(
-        graph_of(graph, inputs, precision, component), tmp_path / "rtx", ADA
-    )
+    built = backend("tensorrt_rtx").build(source, tmp_path / "rtx", ADA)
     assert (tmp_path / "rtx" / built.engine).stat().st_size > 50_000
     assert built.precisions[precision] >= 0.75 * sum(built.precisions.values())
 

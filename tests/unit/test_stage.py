@@ -14,17 +14,18 @@ import pytest
 import torch
 import yaml
 
-from diffusion_engines import config
+from diffusion_engines import config, manifests
 from diffusion_engines.backends.targets import Target
 from diffusion_engines.errors import ConfigError, HardwareError
 from diffusion_engines.failures import Failure, read_failures
-from diffusion_engines.files import new_folder, read_json, write_manifest
+from diffusion_engines.files import new_folder, read_json
 from diffusion_engines.onnx.session import session_of
 from diffusion_engines.params import EVERYTHING, config_from_mapping, key, param, slices, tracked
 from diffusion_engines.parity.results import read_graph_check
 from diffusion_engines.runtime.calls import Recorder
 from diffusion_engines.stage import _run
 from tests.conftest import ROOT
+from tests.manifests import graph_manifest
 from tests.waiting import is_gone, wait_for
 
 STAGES = sorted((ROOT / "stages").glob("*.py"))
@@ -272,7 +273,7 @@ def graph(folder: Path) -> None:
         " { output_0 = Relu (input_0) }"
     )
     onnx.save(model, folder / "model.onnx")
-    write_manifest(folder, "onnx", {"opset": 18, "versions": {}})
+    manifests.write(folder, graph_manifest())
 
 
 def write_reference(folder: Path, model: Path, *, error: float = 0.0) -> None:
@@ -289,7 +290,7 @@ def write_reference(folder: Path, model: Path, *, error: float = 0.0) -> None:
         recorder(torch.randn(session.get_inputs()[0].shape))
     folder.mkdir(parents=True, exist_ok=True)
     recorder.save(folder / "unet.safetensors")
-    write_manifest(folder, "reference", {})
+    manifests.write(folder, manifests.Reference(2))
 
 
 def test_a_graph_that_computes_something_else_than_pytorch_is_no_graph_to_build_from(
@@ -325,7 +326,7 @@ def test_simplify_leaves_the_terminal_to_what_matters(tmp_path: Path) -> None:
     assert read_json(tmp_path / "artifacts/onnx/unet-fp32/manifest.json")["compared"] is True
     assert done.stderr == ""
     (exported / "model.onnx").write_bytes(b"garbage")
-    write_manifest(exported, "onnx", {"opset": 18, "versions": {}})
+    manifests.write(exported, graph_manifest())
     failed = run_script(script, "graph=unet-fp32")
     assert failed.returncode == 1
     assert "onnxsim could not simplify" in failed.stderr

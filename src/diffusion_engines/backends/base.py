@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from pydantic import ConfigDict
+
+from diffusion_engines.families.base import TensorSpec
+from diffusion_engines.manifests import Engine
 
 if TYPE_CHECKING:
     from torch import nn
 
 # Of every dataclass of settings: an unknown key or another type is a mistake.
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-# What a bundle's or an engine's manifest.json holds; ``preflight.recorded`` reads it.
-Manifest = Mapping[str, object]
 
 
 class Target(Protocol):
@@ -32,25 +32,6 @@ class Target(Protocol):
     @property
     def backend(self) -> str:
         """The name of the backend, which tells the schemas of targets apart."""
-
-
-class OpenDimension(TypedDict):
-    """A dimension that a graph leaves open: ``min <= size <= max``; ``size`` is the usual one."""
-
-    size: int
-    min: int
-    max: int
-
-
-class GraphInput(TypedDict):
-    """One input of a graph, as its manifest has it.
-
-    ``dtype`` is PyTorch's name, or "component": that of the graph's precision.
-    """
-
-    name: str
-    dtype: str
-    shape: Sequence[int | OpenDimension]
 
 
 @dataclass(frozen=True)
@@ -71,7 +52,7 @@ class Graph:
     precision: str
     format: str
     path: Path
-    inputs: Sequence[GraphInput]
+    inputs: Sequence[TensorSpec]
 
     @property
     def folder(self) -> Path:
@@ -196,14 +177,14 @@ class Backend(Protocol[T]):
             HardwareError: the library is missing here.
         """
 
-    def wrap(self, folder: Path, manifest: Manifest) -> Mapping[str, object]:
+    def wrap(self, folder: Path, manifest: Engine) -> Mapping[str, object]:
         """Add to a bundle that has the engine's files; return what loading that depends on.
 
         Raises:
             BuildError, FingerprintError, HardwareError: it cannot be wrapped here.
         """
 
-    def check_loadable(self, manifest: Manifest) -> None:
+    def check_loadable(self, manifest: Engine) -> None:
         """Compare an engine's fingerprint with this machine, before anything is deserialized.
 
         Raises:
@@ -213,7 +194,7 @@ class Backend(Protocol[T]):
         """
 
     def load(
-        self, folder: Path, manifest: Manifest, device: str, *, cuda_graph: bool = False
+        self, folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False
     ) -> nn.Module:
         """Return a bundle's engine as a module; call it only after :meth:`check_loadable`.
 
@@ -222,7 +203,7 @@ class Backend(Protocol[T]):
 
         Args:
             folder: the bundle.
-            manifest: of the bundle.
+            manifest: of the bundle; ``preflight.recorded`` reads its fingerprint and settings.
             device: such as ``cuda``.
             cuda_graph: record a CUDA graph at the first call and replay it.
 

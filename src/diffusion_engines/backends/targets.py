@@ -10,8 +10,9 @@ from pydantic import PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from diffusion_engines.backends import backend, backend_names, base
-from diffusion_engines.backends.preflight import rebuild, recorded
+from diffusion_engines.backends.preflight import rebuild
 from diffusion_engines.errors import IntegrityError
+from diffusion_engines.manifests import Engine
 
 
 def target_from_settings(settings: object) -> base.Target:
@@ -49,18 +50,17 @@ def device_of(target: base.Target) -> str:
     return backend(target.backend).device(target)
 
 
-def device_of_engine(manifest: base.Manifest) -> str:
+def device_of_engine(manifest: Engine) -> str:
     """Return the PyTorch device that an engine was built for: ``cpu`` or ``cuda``.
 
     Raises:
         IntegrityError: the manifest's settings are not those of a target.
     """
-    settings = recorded(manifest, "settings", dict)
     try:
-        return device_of(target_from_settings(settings))
+        return device_of(target_from_settings(manifest.settings))
     except ValidationError as error:
         raise IntegrityError(
-            f"the manifest of {manifest.get('name', 'an engine')} has other settings than a target "
+            f"the manifest of {manifest.name} has other settings than a target "
             "of this version of diffusion-engines",
             found=str(error),
             fix=f"build it again: {rebuild(manifest)}",

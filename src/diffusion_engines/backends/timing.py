@@ -12,8 +12,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from diffusion_engines import manifests
 from diffusion_engines.errors import BuildError
-from diffusion_engines.files import new_folder, read_manifest
+from diffusion_engines.files import new_folder
 
 TIMING_CACHE = "timing.cache"
 
@@ -63,10 +64,10 @@ def collect_timing_caches(kept: Path, engines: Mapping[str, Path]) -> None:
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(path.read_bytes())
         for component, engine in engines.items():
-            manifest = read_manifest(engine, "engine")
-            place = folder / fingerprint_key(manifest["fingerprint"])
+            manifest = manifests.read(engine, manifests.Engine)
+            place = folder / fingerprint_key(manifest.fingerprint)
             place.mkdir(exist_ok=True)
             (place / "fingerprint.json").write_text(
-                json.dumps(manifest["fingerprint"], indent=2, sort_keys=True) + "\n"
+                json.dumps(manifest.fingerprint, indent=2, sort_keys=True) + "\n"
             )
             (place / f"{component}.cache").write_bytes((engine / TIMING_CACHE).read_bytes())

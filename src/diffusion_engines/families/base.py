@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from diffusion_engines.config import Dynamic, Image
 
 Role = Literal["encoder", "denoiser", "decoder", "control"]
-# "component" stands for the precision of the export.
-Dtype = Literal["component", "float32", "int64"]
+# "component" stands for the precision of the export; of a graph whose precision was lowered, it is
+# replaced by the one that its inputs keep.
+Dtype = Literal["component", "float32", "float16", "int64"]
 # One component at work: tensors in, those of its inputs; out a tensor, or a tuple of several.
 Network = Callable[..., Any]
 

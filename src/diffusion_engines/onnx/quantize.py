@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,6 +26,7 @@ import onnxruntime
 from diffusion_engines.backends import require
 from diffusion_engines.config import EightBit, Mixed
 from diffusion_engines.errors import ConfigError, ExportError
+from diffusion_engines.families.base import Dtype, TensorSpec
 from diffusion_engines.files import copy_files
 from diffusion_engines.onnx.graph import MODEL, opset_of, save_with_external_data
 from diffusion_engines.onnx.session import feeds_of, lean_options, session_of
@@ -90,16 +91,16 @@ def lower_precision(
     )
 
 
-def typed_inputs(inputs: Sequence[dict[str, Any]], precision: str) -> list[dict[str, Any]]:
-    """Return the inputs of a manifest with "component" replaced by the dtype that it stands for.
+def typed_inputs(inputs: Sequence[TensorSpec], precision: str) -> tuple[TensorSpec, ...]:
+    """Return the inputs of a graph with "component" replaced by the dtype that it stands for.
 
     Inputs and outputs of a quantized graph have the precision of its source.
     """
-    dtype = {"fp32": "float32", "fp16": "float16"}[precision]
-    return [
-        value | {"dtype": dtype if value["dtype"] == "component" else value["dtype"]}
+    dtypes: dict[str, Dtype] = {"fp32": "float32", "fp16": "float16"}
+    return tuple(
+        replace(value, dtype=dtypes[precision]) if value.dtype == "component" else value
         for value in inputs
-    ]
+    )
 
 
 def opset_on_disk(path: Path) -> int:

@@ -8,10 +8,9 @@ from dataclasses import asdict
 import torch
 from PIL import Image
 
-from diffusion_engines import precisions
+from diffusion_engines import manifests, precisions
 from diffusion_engines.config import ImageGate, Validate
 from diffusion_engines.families.base import Network, outputs_of
-from diffusion_engines.files import read_manifest
 from diffusion_engines.layout import Workspace
 from diffusion_engines.parity import scorers
 from diffusion_engines.parity.distances import Difference
@@ -73,7 +72,7 @@ def validate_target(
         tolerances, precisions.lowest(list(components.values()))
     )
     with step("check the files of the reference"):
-        read_manifest(workspace.reference, "reference")
+        manifests.read(workspace.reference, manifests.Reference)
     networks = target_networks(target, components, device, workspace=workspace)
 
     parts = []

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusion_engines import config
+from diffusion_engines import config, manifests
 from diffusion_engines.bench.results import Benchmark, read_benchmark
-from diffusion_engines.files import read_json, read_manifest
+from diffusion_engines.files import read_json
 from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.statistics import Simplification, read_simplification
 from diffusion_engines.parity.distances import worst_of
@@ -68,19 +68,19 @@ class Engine:
     component: str
     precision: str
     graph: str
-    manifest: Mapping[str, Any]
+    manifest: manifests.Engine
     build_seconds: float
     build_memory: float
 
     @property
     def builder(self) -> str:
         """The backend and its version."""
-        return str(self.manifest["builder"])
+        return self.manifest.builder
 
     @property
     def bytes(self) -> int:
         """The engine's files together, without the manifest."""
-        return sum(file["bytes"] for file in self.manifest["files"].values())
+        return sum(file.bytes for file in self.manifest.files.values())
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,13 @@ class Report:
     @property
     def synthetic(self) -> bool:
         """Whether the weights are random numbers."""
-        made_from = (engine.manifest.get("synthetic", False) for engine in self.engines)
+        made_from = (engine.manifest.synthetic for engine in self.engines)
         return self.model.source == "synthetic" or any(made_from)
 
     @property
-    def loras(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    def loras(self) -> Mapping[str, Sequence[manifests.FusedLora]]:
         """What was fused into the weights, by the components that it changed."""
-        return {e.component: e.manifest["loras"] for e in self.engines if e.manifest.get("loras")}
+        return {e.component: e.manifest.loras for e in self.engines if e.manifest.loras}
 
     def graph_error(self, graph: str) -> float | None:
         """The worst relative L2 of a graph in ONNX Runtime, None where that cannot run it."""
@@ -203,7 +203,7 @@ def collect(
 
 def _engine(workspace: Workspace, name: str, engine: config.Engine) -> Engine:
     folder = workspace.engine(engine.target, engine.component)
-    manifest = read_manifest(folder, "engine", verify=False)
+    manifest = manifests.read(folder, manifests.Engine, verify=False)
     steps = read_json(workspace.log("build", name) / "resources.json")
     building = [step for step in steps if step["step"].startswith("build ")] or steps
     return Engine(

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffusion_engines.families.base import Dim
+
 
 def number(value: float) -> str:
     """Write a number with about three significant digits, e.g. ``4.84``, ``46.0``, ``12,460``."""
@@ -82,7 +84,7 @@ def counts(mapping: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in ordered)
 
 
-def shape(dims: Sequence[Any]) -> str:
+def shape(dims: Sequence[int | Dim]) -> str:
     """Write a shape, open dimensions with their range, e.g. ``2 × 4 × height 16 (8 to 96)``."""
     return " × ".join(_dim(dim) for dim in dims)
 
@@ -109,11 +111,11 @@ def software(description: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _dim(dim: Any) -> str:
-    if not isinstance(dim, Mapping):
+def _dim(dim: int | Dim) -> str:
+    if isinstance(dim, int):
         return str(dim)
-    step = f", step {dim['step']}" if dim.get("step", 1) != 1 else ""
-    return f"{dim['name']} {dim['size']} ({dim['min']} to {dim['max']}{step})"
+    step = f", step {dim.step}" if dim.step != 1 else ""
+    return f"{dim.name} {dim.size} ({dim.min} to {dim.max}{step})"
 
 
 def _natural(value: Any) -> tuple[float, str]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from diffusion_engines import manifests
 from diffusion_engines.config import Engine
 from diffusion_engines.families import family_of
 from diffusion_engines.families.base import Dtype, Network
-from diffusion_engines.files import read_manifest
 from diffusion_engines.layout import Workspace
 from diffusion_engines.progress import step
 from diffusion_engines.runtime.bundle import load_bundle
@@ -85,7 +85,7 @@ def torch_networks(
         component = family.component(name)
         folder = weights / component.folder
         with step(f"load {name} in PyTorch, {precision}"):
-            read_manifest(folder, "weights")
+            manifests.read(folder, manifests.Weights)
             module: Any = load_network(component, folder, precision, device)
             if channels_last:
                 module = module.to(memory_format=torch.channels_last)

@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_engines import manifests
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.targets import device_of_engine
 from diffusion_engines.backends.timing import TIMING_CACHE
 from diffusion_engines.errors import DiffusionEnginesError, FingerprintError, HardwareError
-from diffusion_engines.files import MANIFEST, copy_files, read_json, read_manifest, write_manifest
+from diffusion_engines.files import MANIFEST, copy_files
+from diffusion_engines.manifests import Bundle, Engine
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,11 +32,10 @@ def wrap_engine(engine: Path, folder: Path) -> None:
         IntegrityError: the engine is damaged.
         BuildError, FingerprintError, HardwareError: it cannot be wrapped as TorchScript here.
     """
-    manifest = read_manifest(engine, "engine")
+    manifest = manifests.read(engine, Engine)
     copy_files(engine, folder, skip=_BUILD_FILES)
-    info = {key: value for key, value in manifest.items() if key not in ("files", "kind")}
-    info["torchscript"] = backend(manifest["backend"]).wrap(folder, manifest)
-    write_manifest(folder, "bundle", info)
+    torchscript = backend(manifest.backend).wrap(folder, manifest)
+    manifests.write(folder, manifests.bundle_from_engine(manifest, torchscript))
 
 
 def load_bundle(folder: Path, device: str = "cpu", *, cuda_graph: bool = False) -> CheckedEngine:
@@ -58,7 +58,7 @@ def load_bundle(folder: Path, device: str = "cpu", *, cuda_graph: bool = False) 
     manifest = check_bundle(folder)
     from diffusion_engines.runtime.shapes import CheckedEngine
 
-    engine = backend(manifest["backend"]).load(folder, manifest, device, cuda_graph=cuda_graph)
+    engine = backend(manifest.backend).load(folder, manifest, device, cuda_graph=cuda_graph)
     return CheckedEngine(engine, manifest)
 
 
@@ -72,19 +72,19 @@ def load_torchscript(folder: Path) -> nn.Module:
     from diffusion_engines.backends.nvidia import torchscript
 
     manifest = check_bundle(folder)
-    library = torchscript.check_torchscript(manifest, manifest["backend"])
+    library = torchscript.check_torchscript(manifest, manifest.backend)
     return torchscript.load_torchscript(folder, manifest, library)
 
 
-def check_bundle(folder: Path) -> dict[str, Any]:
+def check_bundle(folder: Path) -> Bundle:
     """Return the manifest of a bundle that this machine can load; nothing is deserialized.
 
     Raises:
         as :func:`load_bundle`; the remedy names other bundles of the component that fit.
     """
-    manifest = read_manifest(folder, "bundle")
+    manifest = manifests.read(folder, Bundle)
     try:
-        backend(manifest["backend"]).check_loadable(manifest)
+        backend(manifest.backend).check_loadable(manifest)
     except (FingerprintError, HardwareError) as error:
         fitting = fitting_bundles(folder)
         if not fitting:
@@ -105,9 +105,9 @@ def fitting_bundles(folder: Path) -> list[Path]:
         if path.parent == folder.absolute():
             continue
         try:
-            other = read_json(path)
-            backend(other["backend"]).check_loadable(other)
-        except (DiffusionEnginesError, KeyError, TypeError):
+            other = manifests.read(path.parent, Bundle, verify=False)
+            backend(other.backend).check_loadable(other)
+        except DiffusionEnginesError:
             continue  # it does not fit either
         fitting.append(path.parent)
     return fitting
@@ -121,6 +121,6 @@ def is_device(device: Any, built_for: str) -> bool:
     return str(device) in (built_for, f"{built_for}:0")
 
 
-def engine_device(manifest: Mapping[str, Any]) -> str:
+def engine_device(manifest: Engine) -> str:
     """Return the PyTorch device that a bundle's engine was built for: ``cpu`` or ``cuda``."""
     return device_of_engine(manifest)

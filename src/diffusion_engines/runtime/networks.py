@@ -93,7 +93,8 @@ def precision_dtype(precision: str) -> torch.dtype:
 
 def tensor_dtype(dtype: Dtype, component: torch.dtype) -> torch.dtype:
     """Return the dtype of an input; ``component`` is what "component" stands for."""
-    return {"component": component, "float32": torch.float32, "int64": torch.int64}[dtype]
+    named: torch.dtype = component if dtype == "component" else getattr(torch, dtype)
+    return named
 
 
 def example_inputs(

@@ -6,7 +6,7 @@ in the graph to a silent reallocation; none says what would have been right.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 
 from diffusion_engines.errors import ShapeError
 from diffusion_engines.families import role_of
+from diffusion_engines.families.base import Dim, TensorSpec
+from diffusion_engines.manifests import Engine
 
 # What the dimensions of a fixed shape are called; open ones carry their names.
 _AXES = {
@@ -70,25 +72,23 @@ class InputSizes:
         return next(axis for axis in self.axes if axis.name == name)
 
 
-def input_sizes(inputs: Sequence[Mapping[str, Any]]) -> tuple[InputSizes, ...]:
-    """Read the ``inputs`` of a manifest, which are those of the component's ``TensorSpec``."""
+def input_sizes(inputs: Sequence[TensorSpec]) -> tuple[InputSizes, ...]:
+    """Return the sizes of the ``inputs`` of a manifest."""
     return tuple(
         InputSizes(
-            item["role"],
-            tuple(_sizes(dim, item["role"], index) for index, dim in enumerate(item["shape"])),
+            item.role, tuple(_sizes(dim, item.role, index) for index, dim in enumerate(item.shape))
         )
         for item in inputs
     )
 
 
-def _sizes(dim: int | Mapping[str, Any], role: str, index: int) -> Sizes:
+def _sizes(dim: int | Dim, role: str, index: int) -> Sizes:
     if isinstance(dim, int):
         names = _AXES.get(role, ())
         return Sizes(names[index] if index < len(names) else f"axis {index}", dim, dim, 1, dim)
-    step = dim["step"]
     # As the exporter rounds the bounds: inwards, to whole steps.
-    low, high = -(-dim["min"] // step) * step, dim["max"] // step * step
-    return Sizes(dim["name"], low, high, step, dim["size"])
+    low, high = -(-dim.min // dim.step) * dim.step, dim.max // dim.step * dim.step
+    return Sizes(dim.name, low, high, dim.step, dim.size)
 
 
 class CheckedEngine(torch.nn.Module):
@@ -96,17 +96,17 @@ class CheckedEngine(torch.nn.Module):
 
     Attributes:
         name: of the engine, e.g. ``cpu-unet``.
-        manifest: of the bundle.
+        manifest: of the bundle, or of the engine.
         inputs: the sizes of each input, in order.
         pixels_per_latent: set where it is known, so that messages speak of pixels too.
     """
 
-    def __init__(self, engine: torch.nn.Module, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, engine: torch.nn.Module, manifest: Engine) -> None:
         super().__init__()
         self.engine = engine
         self.manifest = manifest
-        self.name: str = manifest["name"]
-        self.inputs = input_sizes(manifest["inputs"])
+        self.name = manifest.name
+        self.inputs = input_sizes(manifest.inputs)
         self.pixels_per_latent: int | None = None
 
     def forward(self, *tensors: torch.Tensor) -> Any:
@@ -149,12 +149,12 @@ class CheckedEngine(torch.nn.Module):
 
     def _fix(self, names: Sequence[str]) -> str:
         rows = "ask for fewer prompts or images per call"
-        component = self.manifest["component"]
+        component = self.manifest.component
         if role_of(component) == "denoiser":
             rows = (
                 f"the {component} gets two rows per image, for the guidance: ask for fewer images\n"
                 "per call"
-                if self.manifest.get("guidance", True)
+                if self.manifest.guidance
                 else f"the {component} was built without guidance and gets one row per image:\n"
                 "call the pipeline with guidance_scale=1, or ask for fewer images per call"
             )

@@ -37,7 +37,7 @@ class EngineModule(torch.nn.Module):
         super().__init__()
         self.engine = engine
         self.config = config
-        self.device = torch.device(engine_device(dict(engine.manifest)))
+        self.device = torch.device(engine_device(engine.manifest))
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """Do nothing where an engine already is what is asked for.
@@ -54,9 +54,9 @@ class EngineModule(torch.nn.Module):
                 fix=f"load the engines of a target for {device.type}; to choose among several\n"
                 "GPUs, set CUDA_VISIBLE_DEVICES",
             )
-        precision = self.engine.manifest["precision"]
+        precision = self.engine.manifest.precision
         # An engine in 8 bits has the inputs of what it was made from; its manifest says which.
-        inputs = {value["dtype"] for value in self.engine.manifest["inputs"]}
+        inputs = {str(value.dtype) for value in self.engine.manifest.inputs}
         allowed = {"float32", PRECISIONS[precision].torch_dtype, *inputs}
         if dtype is not None and str(dtype).removeprefix("torch.") not in allowed:
             raise HardwareError(

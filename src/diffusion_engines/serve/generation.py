@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from diffusion_engines import __version__
+from diffusion_engines import __version__, manifests
 from diffusion_engines.bench.breakdown import phase_milliseconds
 from diffusion_engines.config import Generate
 from diffusion_engines.config import Image as ImageSettings
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.families import role_of
 from diffusion_engines.families.base import Model, Network
-from diffusion_engines.files import MANIFEST, read_manifest, sha256_of_file, write_json
+from diffusion_engines.files import MANIFEST, sha256_of_file, write_json
 from diffusion_engines.layout import Workspace
 from diffusion_engines.machines import Machine
 from diffusion_engines.progress import step
@@ -73,7 +73,7 @@ def generate_images(
         ConfigError: the engines were not built for this size.
         IntegrityError, FingerprintError, HardwareError: as of ``load_bundle``.
     """
-    packed = read_manifest(workspace.pipeline(target), "pipeline")
+    packed = manifests.read(workspace.pipeline(target), manifests.Pipeline)
     model = load_model(workspace.pipeline(target))
     networks = target_networks(target, components, device, workspace=workspace)
     settings = Settings(
@@ -93,9 +93,9 @@ def generate_images(
     }
     common = {
         **asdict(settings),
-        "model": packed["model"],
-        "synthetic": packed["synthetic"],
-        "loras": packed["loras"],
+        "model": packed.model,
+        "synthetic": packed.synthetic,
+        "loras": asdict(packed)["loras"],
         "engines": engines,
     }
     batch_size = images_per_call(networks, image, len(prompts))
@@ -185,9 +185,9 @@ def _origin(bundle: Path, network: Network) -> dict[str, Any]:
     manifest = network.manifest
     return {
         "name": network.name,
-        "builder": manifest["builder"],
-        "precision": manifest["precision"],
-        "fingerprint": manifest["fingerprint"],
+        "builder": manifest.builder,
+        "precision": manifest.precision,
+        "fingerprint": manifest.fingerprint,
         "manifest_sha256": sha256_of_file(bundle / MANIFEST),
     }
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_engines import manifests
 from diffusion_engines.errors import HardwareError, IntegrityError
 from diffusion_engines.families import family_of
-from diffusion_engines.files import MANIFEST, read_manifest
+from diffusion_engines.files import MANIFEST
+from diffusion_engines.manifests import Bundle, Engine, FusedLora, Graph, Pipeline
 from diffusion_engines.runtime.bundle import engine_device, is_device, load_bundle
 from diffusion_engines.serve.pack import PIPELINE
 
@@ -40,7 +43,7 @@ def load_component(folder: str | PathLike[str], device: str | None = None) -> Ch
         ShapeError: of the module, when called with a size that the engine was not built for.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder, "bundle", verify=False)  # load_bundle checks the files
+    manifest = manifests.read(folder, Bundle, verify=False)  # load_bundle checks the files
     return load_bundle(folder, _device(manifest, device))
 
 
@@ -59,7 +62,7 @@ def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any
 
     Raises:
         IntegrityError: a file or an engine is missing or altered, or engines of different models
-            are mixed.
+            or weights are mixed.
         ConfigError: the model is of a pipeline that cannot be made of engines yet.
         FingerprintError, HardwareError: as of :func:`load_component`.
         ShapeError: of a call with a size or batch that the engines were not built for.
@@ -69,14 +72,14 @@ def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any
     diffusers: Any = importlib.import_module("diffusers")  # untyped
     folder = Path(folder)
     rest = folder / PIPELINE
-    packed = read_manifest(rest, "pipeline")
+    packed = manifests.read(rest, Pipeline)
     family = family_of(rest)
     check_complete(folder, tuple(family.components))
     model = load_model(rest)
     modules: dict[str, Any] = {}
     for name, component in family.components.items():
         engine = load_component(folder / name, device)
-        _check_model(folder, engine.manifest, packed)
+        check_weights(folder, engine.manifest, packed, component.folder)
         engine.pixels_per_latent = family.pixels_per_latent(model.configs)
         adapter = pkgutil.resolve_name(component.adapter)
         modules[component.folder] = adapter(engine, model.configs[name])
@@ -100,13 +103,13 @@ def check_complete(folder: Path, components: tuple[str, ...]) -> None:
         )
 
 
-def _device(manifest: dict[str, Any], device: str | None) -> str:
+def _device(manifest: Bundle, device: str | None) -> str:
     built_for = engine_device(manifest)
     if device is None:
         return built_for
     if not is_device(device, built_for):
         raise HardwareError(
-            f"the engine {manifest['name']} does not run on {device}",
+            f"the engine {manifest.name} does not run on {device}",
             expected=built_for,
             found=device,
             fix="leave `device` out, or load the engines of another target; to choose among\n"
@@ -115,11 +118,42 @@ def _device(manifest: dict[str, Any], device: str | None) -> str:
     return built_for
 
 
-def _check_model(folder: Path, manifest: Any, packed: Any) -> None:
-    if manifest["model"] != packed["model"]:
+def check_weights(folder: Path, engine: Engine, packed: Pipeline, network: str) -> None:
+    """Compare what an engine was made from with what its pipeline was packed from.
+
+    Format 1 recorded no digests: there the models' names must do.
+
+    Args:
+        folder: all bundles of a target.
+        engine: the manifest of one of them.
+        packed: the manifest of the pipeline beside them.
+        network: the folder of the engine's weights in the model.
+
+    Raises:
+        IntegrityError: they are of different models, or of other weights of the same one.
+    """
+    fix = "copy the whole folder again, or run `dvc repro`"
+    if engine.model != packed.model:
         raise IntegrityError(
             f"{folder} mixes engines of different models",
-            expected=f"{packed['model']}, as in {PIPELINE}/{MANIFEST}",
-            found=f"{manifest['model']}, in {manifest['component']}/{MANIFEST}",
-            fix="copy the whole folder again, or run `dvc repro`",
+            expected=f"{packed.model}, as in {PIPELINE}/{MANIFEST}",
+            found=f"{engine.model}, in {engine.component}/{MANIFEST}",
+            fix=fix,
         )
+    graph, expected = engine.onnx, packed.weights.get(network)
+    if expected is not None and graph.weights not in (None, expected):
+        loras = packed.loras.get(network, ())
+        raise IntegrityError(
+            f"{folder} mixes engines of different weights of {packed.model}",
+            expected=f"{_origin(packed, loras, expected)}, as in {PIPELINE}/{MANIFEST}",
+            found=f"{_origin(graph, graph.loras, graph.weights)}, in {engine.component}/{MANIFEST}",
+            fix=fix,
+        )
+
+
+def _origin(made: Pipeline | Graph, loras: Sequence[FusedLora], digest: str | None) -> str:
+    """Say for people which weights these are, e.g. ``hub/model at 133a221b8aa7, with a LoRA``."""
+    parts = [f"{made.repo} at {made.revision}"] if made.repo else []
+    parts += [f"random numbers of seed {made.seed}"] if made.synthetic else []
+    parts += [f"with {lora}" for lora in loras]
+    return ", ".join([*parts, f"digest {str(digest)[:12]}"])

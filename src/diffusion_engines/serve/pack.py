@@ -6,7 +6,10 @@ import fnmatch
 import shutil
 from pathlib import Path
 
-from diffusion_engines.files import MANIFEST, read_manifest, write_manifest
+from diffusion_engines import manifests
+from diffusion_engines.errors import IntegrityError
+from diffusion_engines.files import MANIFEST
+from diffusion_engines.manifests import Pipeline, Weights
 
 # Of the target's folder; beside the bundles, which are named after components.
 PIPELINE = "pipeline"
@@ -22,18 +25,31 @@ def copy_pipeline_files(weights: Path, folder: Path) -> None:
     Raises:
         IntegrityError: a file is missing or altered.
     """
-    info: dict[str, object] = {}
-    loras: dict[str, object] = {}
-    for path in sorted(weights.glob(f"*/{MANIFEST}")):
-        source = path.parent
-        manifest = read_manifest(source, "weights", skip=_WEIGHTS)
-        info |= {key: manifest.get(key) for key in ("model", "repo", "revision", "synthetic")}
-        if fused := manifest.get("loras"):
-            loras[source.name] = fused
-        for name in manifest["files"]:
+    packed = {
+        path.parent.name: manifests.read(path.parent, Weights, skip=_WEIGHTS)
+        for path in sorted(weights.glob(f"*/{MANIFEST}"))
+    }
+    if not packed:
+        raise IntegrityError(
+            f"{weights} has no manifests", expected=f"one in each of its folders: {MANIFEST}"
+        )
+    for folder_name, manifest in packed.items():
+        for name in manifest.files:
             if not fnmatch.fnmatch(name, _WEIGHTS):
-                target = folder / source.name / name
+                target = folder / folder_name / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / name, target)
+                shutil.copyfile(weights / folder_name / name, target)
     shutil.copyfile(weights / "model_index.json", folder / "model_index.json")
-    write_manifest(folder, "pipeline", {**info, "loras": loras})
+    origin = next(iter(packed.values()))  # of all folders the same
+    manifests.write(
+        folder,
+        Pipeline(
+            model=origin.model,
+            repo=origin.repo,
+            revision=origin.revision,
+            synthetic=origin.synthetic,
+            seed=origin.seed,
+            loras={name: manifest.loras for name, manifest in packed.items() if manifest.loras},
+            weights={name: manifest.digest for name, manifest in packed.items()},
+        ),
+    )

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from diffusion_engines.errors import WeightsError
+from diffusion_engines.manifests import FusedLora
 from diffusion_engines.progress import progress
 from diffusion_engines.weights.check import weight_files
 from diffusion_engines.weights.lora import Lora, LowRank, first, in_checkpoint
 
 
-def fuse_loras(loras: Sequence[Lora], weights: Path) -> dict[str, list[dict[str, Any]]]:
+def fuse_loras(loras: Sequence[Lora], weights: Path) -> dict[str, tuple[FusedLora, ...]]:
     """Add LoRAs to the weights, in place; return what each did, by network, for the manifests.
 
     Every sum is computed in fp32 and rounded once to the dtype of the weight. LoRAs add up in the
@@ -34,20 +34,15 @@ def fuse_loras(loras: Sequence[Lora], weights: Path) -> dict[str, list[dict[str,
     ordered = sorted(loras, key=lambda lora: (lora.sha256, lora.weight))
     for lora in ordered:
         _check_layers(lora, weights)
-    done: dict[str, list[dict[str, Any]]] = {}
+    done: dict[str, tuple[FusedLora, ...]] = {}
     for network in sorted({name for lora in ordered for name in lora.layers}):
         for path in list(weight_files(weights / network)):
             _fuse_file(path, [(lora, lora.layers.get(network, {})) for lora in ordered])
-        done[network] = [
-            {
-                "file": lora.file,
-                "sha256": lora.sha256,
-                "weight": lora.weight,
-                "layers": len(lora.layers[network]),
-            }
+        done[network] = tuple(
+            FusedLora(lora.file, lora.sha256, lora.weight, len(lora.layers[network]))
             for lora in ordered
             if network in lora.layers
-        ]
+        )
     return done
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from diffusion_engines import manifests
 from diffusion_engines.backends import backend, check_precision
 from diffusion_engines.backends.nvidia.building import check_dtypes
 from diffusion_engines.backends.onnxruntime.fingerprint import instruction_set
@@ -26,11 +27,12 @@ from diffusion_engines.errors import (
     HardwareError,
     IntegrityError,
 )
-from diffusion_engines.files import write_json, write_manifest
+from diffusion_engines.files import write_json
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.runtime.bundle import load_bundle, wrap_engine
 from diffusion_engines.runtime.networks import example_inputs
-from tests.conftest import Loaded, graph_of, load
+from tests.conftest import graph_of, load
+from tests.manifests import built_manifest, graph_manifest
 
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
 RTX_BUILD = TensorRTRTXBuild(None, "none", "layer_names_only", tf32=False)
@@ -57,26 +59,14 @@ def exported(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return graphs
 
 
-def specs(loaded: Loaded) -> list[dict]:
-    return [asdict(value) for value in loaded.inputs]
-
-
 def make_bundle(exported: dict, tmp_path: Path, target=CPU, precision: str = "fp32") -> Path:
     loaded, path = exported[precision]
     engine = tmp_path / "engine"
     engine.mkdir()
     module = backend(target.backend)
-    result = module.build(graph_of(path, specs(loaded), precision), engine, target)
-    info = {
-        "name": "test-vae_decoder",
-        "component": "vae_decoder",
-        "backend": target.backend,
-        "engine": result.engine,
-        "inputs": specs(loaded),
-        "settings": asdict(target),
-        "fingerprint": module.fingerprint(target),
-    }
-    write_manifest(engine, "engine", info)
+    result = module.build(graph_of(path, loaded.inputs, precision), engine, target)
+    made = graph_manifest("vae_decoder", precision, loaded.inputs)
+    manifests.write(engine, built_manifest("test-vae_decoder", made, target, result))
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     wrap_engine(engine, bundle)
@@ -150,7 +140,7 @@ def test_tensorrt_rtx_builds_without_a_gpu(exported: dict, tmp_path: Path) -> No
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     loaded, path = exported["fp16"]
     module = backend("tensorrt_rtx")
-    graph = graph_of(path, specs(loaded), "fp16")
+    graph = graph_of(path, loaded.inputs, "fp16")
     result = module.build(graph, tmp_path, RTX)
     assert (tmp_path / result.engine).stat().st_size > 100_000
     assert result.precisions["fp16"] > 100

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
 from tests.conftest import ROOT, graph_of
+from tests.manifests import built_manifest, graph_manifest
 
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
 BRANCHES = 24
@@ -83,7 +84,7 @@ def test_tensors_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     engine = tmp_path / "engine"
     engine.mkdir()
     result = library.build(graph_of(tmp_path / "model.onnx", []), engine, CPU)
-    manifest = {"engine": result.engine, "fingerprint": library.fingerprint(CPU)}
+    manifest = built_manifest("cpu-unet", graph_manifest(), CPU, result)
     module = library.load(engine, manifest, "cpu")
     outputs = module(*(torch.tensor([float(index)]) for index in range(count)))
     assert [output.item() for output in outputs] == [index + 1.0 for index in range(count)]

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 import yaml
-from diffusion_engines.fleet import check_fleet
 
 from diffusion_engines.backends import backend, backend_names, gpus
 from diffusion_engines.backends.base import Graph
 from diffusion_engines.backends.gpus import Gpu
 from diffusion_engines.backends.targets import device_of_engine, target_from_settings
+from diffusion_engines.checks import check_params
 from diffusion_engines.config import params_from_config
 from diffusion_engines.errors import ConfigError, HardwareError, IntegrityError
 from diffusion_engines.precisions import PRECISIONS
 from tests.conftest import ROOT
+from tests.manifests import engine_manifest
 
 TOY = '''\
 """A backend whose engine is the graph's bytes, reversed."""
@@ -110,8 +111,9 @@ def test_declaring_takes_no_library() -> None:
         "import diffusion_engines.backends.probe, diffusion_engines.runtime.bundle\n"
         "from diffusion_engines.backends import backend, backend_names\n"
         "from diffusion_engines.config import params_from_config\n"
-        "from diffusion_engines.fleet import check_fleet\n"
-        "check_fleet(params_from_config(yaml.safe_load(open('params.yaml'))))\n"
+        "from pathlib import Path\n"
+        "from diffusion_engines.checks import check_params\n"
+        "check_params(params_from_config(yaml.safe_load(open('params.yaml'))), Path())\n"
         "print([backend(name).name for name in backend_names()])\n"
     )
     done = subprocess.run(
@@ -125,14 +127,11 @@ def test_anybody_can_add_a_backend(toy: Path) -> None:
     assert "toy" in backend_names()
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["targets"]["toy"] = {"backend": "toy", "build": {"speed": 1}}
-    params["engines"]["toy-unet"] = {
-        "target": "toy",
-        "backend": "toy",
-        "component": "unet",
-        "precision": "fp32",
-    }
+    unet = params["engines"]["cpu-unet"]
+    params["engines"]["toy-unet"] = unet | {"target": "toy", "backend": "toy"}
+    params["fleet"]["toy"] = params["fleet"]["cpu"]
     typed = params_from_config(params)
-    check_fleet(typed)
+    check_params(typed, ROOT)
     target = typed["targets"]["toy"]
     (toy / "model.onnx").write_bytes(b"abc")
     graph = Graph("unet-fp32", "unet", "fp32", "onnx", toy / "model.onnx", [])
@@ -146,7 +145,7 @@ def test_anybody_can_add_a_backend(toy: Path) -> None:
     }
     params["targets"]["toy"]["build"]["speed"] = 10
     with pytest.raises(ConfigError, match=r"targets\.toy\.build\.speed: too fast"):
-        check_fleet(params_from_config(params))
+        check_params(params_from_config(params), ROOT)
     params["targets"]["toy"]["build"]["speed"] = "fast"
     with pytest.raises(ConfigError, match=r"targets\.toy\.build\.speed: .*'fast' \(conf/build/\)"):
         params_from_config(params)
@@ -214,11 +213,11 @@ def test_a_target_knows_its_hardware(
     ("settings", "device"), [(CPU, "cpu"), (CPU | {"device": "cuda"}, "cuda"), (A10, "cuda")]
 )
 def test_an_engine_runs_on_the_device_of_its_target(settings: dict[str, Any], device: str) -> None:
-    assert device_of_engine({"name": "x", "settings": settings}) == device
+    assert device_of_engine(engine_manifest(settings=settings)) == device
 
 
 def test_an_engine_with_settings_of_another_version_says_how_to_rebuild() -> None:
     settings = CPU | {"threads": 4}
     with pytest.raises(IntegrityError, match="other settings than a target") as raised:
-        device_of_engine({"name": "cpu-unet", "settings": settings})
+        device_of_engine(engine_manifest("cpu-unet", settings=settings))
     assert "dvc repro build@cpu-unet" in str(raised.value)

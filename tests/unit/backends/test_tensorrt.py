@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from diffusion_engines import manifests
 from diffusion_engines.backends import backend, gpus, preflight, timing
 from diffusion_engines.backends.gpus import Gpu
 from diffusion_engines.backends.nvidia.running import binding_names
@@ -26,11 +27,13 @@ from diffusion_engines.backends.tensorrt.refitting import refit_from_graph
 from diffusion_engines.backends.tensorrt.settings import TensorRTTarget
 from diffusion_engines.config import Dynamic
 from diffusion_engines.errors import BuildError, FingerprintError, HardwareError, IntegrityError
-from diffusion_engines.files import write_manifest
+from diffusion_engines.files import write_json
+from diffusion_engines.manifests import Bundle
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.runtime.bundle import check_bundle, load_bundle
 from tests.conftest import graph_of, load
 from tests.doubles.launcher import install
+from tests.manifests import bundle_manifest, engine_manifest, graph_manifest
 from tests.unit.backends.test_trtexec import BUILD
 
 A10 = Gpu("NVIDIA A10", "8.6")
@@ -51,7 +54,7 @@ def graph(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         opset=18,
         patches=[],
     )
-    return graph_of(folder / "model.onnx", [asdict(value) for value in loaded.inputs], "fp16")
+    return graph_of(folder / "model.onnx", loaded.inputs, "fp16")
 
 
 # TensorRT-RTX deprecates timing caches, of which TensorRT's API is the same.
@@ -216,20 +219,24 @@ def test_bindings_are_in_the_order_of_their_numbers() -> None:
     assert outputs == ["output_0", "output_1"]
 
 
-def manifest(**build: Any) -> dict[str, Any]:
-    return {
-        "name": "a10-unet",
-        "builder": "trtexec 10.13.3",
-        "backend": "tensorrt",
-        "engine": "engine.plan",
-        "settings": {"build": asdict(replace(BUILD, **build))},
-        "fingerprint": {
+def manifest(**build: Any) -> Bundle:
+    return bundle_manifest(
+        "a10-unet",
+        backend="tensorrt",
+        builder="trtexec 10.13.3",
+        engine="engine.plan",
+        settings={"build": asdict(replace(BUILD, **build))},
+        fingerprint={
             "tensorrt": "10.13.3",
             "gpu": A10.name,
             "compute_capability": A10.capability,
             "platform": PLATFORM,
         },
-    }
+    )
+
+
+def on(bundle: Bundle, **fingerprint: Any) -> Bundle:
+    return replace(bundle, fingerprint={**bundle.fingerprint, **fingerprint})
 
 
 @pytest.fixture
@@ -279,8 +286,7 @@ def test_only_an_engine_that_fits_is_loadable(
 
 
 def test_another_platform_is_refused(machine: SimpleNamespace) -> None:
-    foreign = manifest()
-    foreign["fingerprint"]["platform"] = "linux-aarch64"
+    foreign = on(manifest(), platform="linux-aarch64")
     with pytest.raises(FingerprintError, match="another platform") as raised:
         backend("tensorrt").check_loadable(foreign)
     assert "expected: linux-aarch64" in str(raised.value)
@@ -301,10 +307,9 @@ def test_another_platform_is_refused(machine: SimpleNamespace) -> None:
 def test_a_manifest_that_says_too_little_is_no_permission(
     machine: SimpleNamespace, name: str, path: str
 ) -> None:
-    incomplete = manifest()
-    incomplete["fingerprint"] |= {"tensorrt_rtx": "1.7.1.116", "compute_capabilities": ["8.6"]}
+    incomplete = on(manifest(), tensorrt_rtx="1.7.1.116", compute_capabilities=["8.6"])
     *sections, key = path.split(".")
-    functools.reduce(operator.getitem, sections, incomplete).pop(key)
+    functools.reduce(operator.getitem, sections, vars(incomplete)).pop(key)
     with pytest.raises(IntegrityError, match="is incomplete") as raised:
         backend(name).check_loadable(incomplete)
     assert path in str(raised.value)
@@ -338,10 +343,10 @@ def test_bindings_without_the_library_are_explained(
     sys.modules.pop("tensorrt", None)
 
 
-def make_bundle(folder: Path, info: dict[str, Any]) -> Path:
+def make_bundle(folder: Path, info: Bundle) -> Path:
     folder.mkdir(parents=True)
     (folder / "engine.plan").write_bytes(b"a plan that nothing here may read")
-    write_manifest(folder, "bundle", info)
+    manifests.write(folder, info)
     return folder
 
 
@@ -349,13 +354,13 @@ def test_the_remedy_names_the_target_and_the_engines_that_fit(
     machine: SimpleNamespace, tmp_path: Path
 ) -> None:
     here = make_bundle(tmp_path / "bundles/a10/unet", manifest())
-    h100 = manifest()
-    h100["fingerprint"] |= {"gpu": H100.name, "compute_capability": H100.capability}
+    h100 = on(manifest(), gpu=H100.name, compute_capability=H100.capability)
     fitting = make_bundle(tmp_path / "bundles/h100/unet", h100)
     make_bundle(tmp_path / "bundles/h100/vae_decoder", h100)
-    make_bundle(tmp_path / "bundles/broken/unet", {"backend": "tensorrt"})
+    broken = make_bundle(tmp_path / "bundles/broken/unet", h100) / "manifest.json"
+    write_json(broken, {"kind": "bundle", "files": {}, "backend": "tensorrt"})
     machine.gpu = H100
-    assert check_bundle(fitting)["name"] == "a10-unet"
+    assert check_bundle(fitting).name == "a10-unet"
     with pytest.raises(FingerprintError, match="built for another GPU") as raised:
         load_bundle(here, "cuda")
     message = str(raised.value)
@@ -383,7 +388,7 @@ def test_timing_caches_are_kept_by_fingerprint(tmp_path: Path) -> None:
         engine = tmp_path / "artifacts" / "engines" / "a10" / "unet"
         engine.mkdir(parents=True, exist_ok=True)
         (engine / "timing.cache").write_text(text)
-        write_manifest(engine, "engine", {"fingerprint": fingerprint})
+        manifests.write(engine, engine_manifest("a10-unet", fingerprint=fingerprint))
         timing.collect_timing_caches(kept, {"unet": engine})
     found = {
         json.dumps(fingerprint): path.read_text()
@@ -417,8 +422,8 @@ def test_a_stripped_plan_gets_the_weights_of_the_workspace_that_it_lies_in(tmp_p
     graph = tmp_path / "artifacts" / "onnx" / "unet-fp16"
     graph.mkdir(parents=True)
     (graph / "model.onnx").write_bytes(b"weights")
-    write_manifest(graph, "onnx", {"name": "unet-fp16"})
-    built = {"name": "a10-unet", "onnx": json.loads((graph / "manifest.json").read_text())}
+    manifests.write(graph, graph_manifest("unet", "fp16"))
+    built = engine_manifest("a10-unet", manifests.read(graph, manifests.Graph))
     bundle = tmp_path / "artifacts" / "bundles" / "a10" / "unet"
 
     trt = Refitting(ok=True)
@@ -430,6 +435,6 @@ def test_a_stripped_plan_gets_the_weights_of_the_workspace_that_it_lies_in(tmp_p
     with pytest.raises(IntegrityError, match="lies in no workspace with its graph"):
         refit_from_graph(trt, tmp_path / "served" / "a10" / "unet", built)
     (graph / "model.onnx").write_bytes(b"other weights")
-    write_manifest(graph, "onnx", {"name": "unet-fp16"})
+    manifests.write(graph, graph_manifest("unet", "fp16"))
     with pytest.raises(IntegrityError, match="is not the graph that the engine a10-unet was"):
         refit_from_graph(trt, bundle, built)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +17,17 @@ from typing import Any
 import pytest
 import torch
 
+from diffusion_engines import manifests
 from diffusion_engines.backends import gpus, preflight
 from diffusion_engines.backends.gpus import Gpu
 from diffusion_engines.backends.nvidia import torchscript
 from diffusion_engines.backends.tensorrt import running
 from diffusion_engines.errors import BuildError, FingerprintError, HardwareError, IntegrityError
-from diffusion_engines.files import write_json, write_manifest
+from diffusion_engines.families.base import Dim, TensorSpec
+from diffusion_engines.files import write_json
 from diffusion_engines.runtime.bundle import check_bundle, load_torchscript, wrap_engine
 from tests.doubles.launcher import install
+from tests.manifests import engine_manifest, graph_manifest
 
 A10 = Gpu("NVIDIA A10", "8.6")
 SERIES = ".".join(metadata.version("torch").split(".")[:2])
@@ -79,19 +83,17 @@ def make_engine(folder: Path, **changes: Any) -> Path:
     folder.mkdir()
     (folder / "engine.plan").write_bytes(b"a plan that nothing here may read" * 8)
     (folder / "timing.cache").write_bytes(b"timings")
-    info = {
-        "name": "a10-unet",
-        "target": "a10",
-        "component": "unet",
-        "precision": "fp16",
-        "backend": "tensorrt",
-        "builder": "trtexec 10.13.3",
-        "engine": "engine.plan",
-        "inputs": [
-            {"name": "input_0", "dtype": "component", "shape": [{"size": 2}, 4, 8, 8]},
-            {"name": "input_1", "dtype": "float32", "shape": [1]},
-        ],
-        "settings": {
+    inputs = (
+        TensorSpec("input_0", "latents", "component", (Dim("batch", 2, 2, 8), 4, 8, 8)),
+        TensorSpec("input_1", "timestep", "float32", (1,)),
+    )
+    manifest = engine_manifest(
+        "a10-unet",
+        graph_manifest("unet", "fp16", inputs),
+        backend="tensorrt",
+        builder="trtexec 10.13.3",
+        engine="engine.plan",
+        settings={
             "torchscript": True,
             "build": {
                 "version_compatible": False,
@@ -99,14 +101,14 @@ def make_engine(folder: Path, **changes: Any) -> Path:
                 "weights": "embedded",
             },
         },
-        "fingerprint": {
+        fingerprint={
             "tensorrt": "10.13.3",
             "gpu": A10.name,
             "compute_capability": A10.capability,
             "platform": preflight.platform_name(),
         },
-    }
-    write_manifest(folder, "engine", info | changes)
+    )
+    manifests.write(folder, replace(manifest, **changes))
     return folder
 
 
@@ -264,7 +266,7 @@ def test_an_engine_without_the_file_is_loaded_as_a_plan(
     bundle.mkdir()
     wrap_engine(make_engine(tmp_path / "engine", settings=settings), bundle)
     assert sorted(path.name for path in bundle.iterdir()) == ["engine.plan", "manifest.json"]
-    assert check_bundle(bundle)["torchscript"] == {}
+    assert check_bundle(bundle).torchscript == {}
     with pytest.raises(FingerprintError, match="was not wrapped as TorchScript") as raised:
         load_torchscript(bundle)
     assert "targets.a10.torchscript=true" in str(raised.value)

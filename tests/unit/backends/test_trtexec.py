@@ -6,7 +6,7 @@ No trtexec runs here: a double of it (tests/doubles/) takes each release's own o
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from diffusion_engines.backends.tensorrt.building.trtexec import (
 from diffusion_engines.backends.tensorrt.settings import TensorRTBuild, TensorRTTarget
 from diffusion_engines.config import Dynamic
 from diffusion_engines.errors import BuildError, HardwareError
+from diffusion_engines.families.base import Dim, TensorSpec
 from diffusion_engines.onnx.export import export_module
 from tests.conftest import ROOT, graph_of, load
 from tests.doubles.launcher import install
@@ -41,9 +42,9 @@ BUILD = TensorRTBuild(
 )
 A10 = TensorRTTarget("tensorrt", "A10", "8.6", True, BUILD)
 OPEN = [
-    {"name": "input_0", "shape": [{"min": 2, "size": 2, "max": 8}, 4, 16, 16]},
-    {"name": "input_1", "shape": [1]},
-    {"name": "input_2", "shape": [{"min": 2, "size": 2, "max": 8}, 77, 32]},
+    TensorSpec("input_0", "latents", "component", (Dim("batch", 2, 2, 8), 4, 16, 16)),
+    TensorSpec("input_1", "timestep", "float32", (1,)),
+    TensorSpec("input_2", "text embeddings", "component", (Dim("batch", 2, 2, 8), 77, 32)),
 ]
 
 
@@ -51,7 +52,7 @@ def command(
     release: str,
     build: TensorRTBuild = BUILD,
     precision: str = "fp16",
-    inputs: list[dict[str, Any]] | None = None,
+    inputs: list[TensorSpec] | None = None,
     timing_cache: Path | None = None,
 ) -> list[str]:
     return trtexec_command(
@@ -151,7 +152,7 @@ def test_shapes_are_given_for_open_inputs_alone() -> None:
     assert "--minShapes=input_0:2x4x16x16,input_2:2x77x32" in words
     assert "--optShapes=input_0:2x4x16x16,input_2:2x77x32" in words
     assert "--maxShapes=input_0:8x4x16x16,input_2:8x77x32" in words
-    static = [{"name": "input_0", "shape": [2, 4, 16, 16]}]
+    static = [TensorSpec("input_0", "latents", "component", (2, 4, 16, 16))]
     assert not [word for word in command("10.16", inputs=static) if "Shapes" in word]
 
 
@@ -189,7 +190,7 @@ def graphs(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
             opset=18,
             patches=[],
         )
-        found[key] = folder / "model.onnx", [asdict(value) for value in loaded.inputs]
+        found[key] = folder / "model.onnx", loaded.inputs
     return found
 
 

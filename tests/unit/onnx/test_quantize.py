@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ from diffusion_engines.config import (
     Mixed,
 )
 from diffusion_engines.errors import BuildError, ConfigError, ExportError
-from diffusion_engines.families.base import outputs_of
-from diffusion_engines.files import write_manifest
+from diffusion_engines.families.base import Dtype, TensorSpec, outputs_of
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.graph import MODEL, check_graph, opset_of
 from diffusion_engines.onnx.quantize import (
@@ -41,6 +39,7 @@ from diffusion_engines.parity.results import GraphParity
 from diffusion_engines.runtime.calls import spread
 from diffusion_engines.runtime.networks import example_inputs
 from tests.conftest import COMPONENTS, Loaded, graph_of, load
+from tests.manifests import built_manifest, graph_manifest
 
 RTX = TensorRTRTXTarget(
     "tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "layer_names_only", tf32=False)
@@ -155,8 +154,9 @@ def test_tensorrt_rtx_builds_every_component_in_every_precision(
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     make = graphs.lowered if precision in SOURCE else graphs.source
     path = make(name, precision) / MODEL
-    inputs = [asdict(value) for value in graphs.loaded(name).inputs]
-    result = backend("tensorrt_rtx").build(graph_of(path, inputs, precision), tmp_path, RTX)
+    result = backend("tensorrt_rtx").build(
+        graph_of(path, graphs.loaded(name).inputs, precision), tmp_path, RTX
+    )
     assert (tmp_path / result.engine).stat().st_size > 100_000
     assert result.precisions["fp16" if precision == "fp16-mixed" else precision] > 10
 
@@ -175,9 +175,8 @@ def test_onnxruntime_builds_and_runs_it(graphs: Graphs, tmp_path: Path, precisio
     module = backend("onnxruntime")
     path = graphs.lowered("vae_decoder", precision) / MODEL
     result = module.build(graph_of(path, [], precision), tmp_path, CPU)
-    engine = module.load(
-        tmp_path, {"engine": result.engine, "fingerprint": {"device": "cpu"}}, "cpu"
-    )
+    made = graph_manifest("vae_decoder", precision)
+    engine = module.load(tmp_path, built_manifest("cpu-vae_decoder", made, CPU, result), "cpu")
     ((inputs, (expected,)), *_) = graphs.calls("vae_decoder")
     error = (engine(*inputs).float() - expected).norm() / expected.norm()
     assert error < ALLOWED[precision]
@@ -383,10 +382,10 @@ def test_calls_are_spread_over_the_whole_trajectory() -> None:
 
 
 def test_inputs_get_the_dtype_of_the_source() -> None:
-    inputs = [{"dtype": "component", "name": "a"}, {"dtype": "float32"}, {"dtype": "int64"}]
-    found = [value["dtype"] for value in typed_inputs(inputs, "fp16")]
+    dtypes: tuple[Dtype, ...] = ("component", "float32", "int64")
+    inputs = [TensorSpec("input_0", "latents", dtype, (1,)) for dtype in dtypes]
+    found = [value.dtype for value in typed_inputs(inputs, "fp16")]
     assert found == ["float16", "float32", "int64"]
-    assert inputs[0]["dtype"] == "component"
 
 
 def test_a_quantized_graph_out_of_tolerance_is_described_call_by_call() -> None:
@@ -401,8 +400,7 @@ def test_a_quantized_graph_out_of_tolerance_is_described_call_by_call() -> None:
     assert [row["source_rel_l2"] for row in parity.rows()] == [0.1, 0.1, 0.1]
 
 
-def test_without_modelopt_the_command_that_installs_it_is_named(tmp_path: Path) -> None:
-    write_manifest(tmp_path, "x", {})
+def test_without_modelopt_the_command_that_installs_it_is_named() -> None:
     code = (
         "import sys, importlib.util\n"
         "found = importlib.util.find_spec\n"

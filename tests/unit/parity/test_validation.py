@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ import torch
 import yaml
 from onnx import numpy_helper
 
+from diffusion_engines import manifests
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
 from diffusion_engines.config import (
     params_from_config,
 )
 from diffusion_engines.errors import ConfigError, IntegrityError
-from diffusion_engines.files import write_manifest
 from diffusion_engines.layout import Workspace
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.parity.results import Validation, read_validation, write_validation
@@ -33,6 +33,7 @@ from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.bundle import wrap_engine
 from diffusion_engines.runtime.recording import record_reference
 from tests.conftest import COMPONENTS, ROOT, graph_of, load
+from tests.manifests import built_manifest, graph_manifest
 
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
 ALL = dict.fromkeys(COMPONENTS, "fp32")
@@ -52,7 +53,7 @@ def built(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     record_reference(
         networks, model, settings, ["lemons"], reference, seed=0, batch_size=1, frames=2
     )
-    write_manifest(reference, "reference", {})
+    manifests.write(reference, manifests.Reference(2))
     for name in COMPONENTS:
         loaded = load(tiny_weights, name)
         graph, engine = root / "graphs" / name, root / "engines" / name
@@ -69,18 +70,11 @@ def built(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             patches=[],
             vocabulary=loaded.vocabulary,
         )
-        inputs = [asdict(value) for value in loaded.inputs]
         module = backend("onnxruntime")
-        result = module.build(graph_of(graph / "model.onnx", inputs, "fp32", name), engine, CPU)
-        info = {
-            "name": f"cpu-{name}",
-            "component": name,
-            "inputs": inputs,
-            "backend": "onnxruntime",
-            "engine": result.engine,
-            "fingerprint": module.fingerprint(CPU),
-        }
-        write_manifest(engine, "engine", info)
+        built = graph_of(graph / "model.onnx", loaded.inputs, "fp32", name)
+        made = graph_manifest(name, "fp32", loaded.inputs)
+        result = module.build(built, engine, CPU)
+        manifests.write(engine, built_manifest(f"cpu-{name}", made, CPU, result))
         wrap_engine(engine, bundle)
     return root
 
@@ -136,9 +130,7 @@ def rewrite_weights(workspace: Workspace, component: str, change: Any) -> None:
     onnx.save(
         model, bundle / "engine.onnx", save_as_external_data=True, location="engine.onnx.data"
     )
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    info = {k: v for k, v in manifest.items() if k not in ("files", "kind")}
-    write_manifest(bundle, "bundle", info)
+    manifests.write(bundle, manifests.read(bundle, manifests.Bundle, verify=False))
 
 
 def test_sound_engines_meet_the_default_tolerances(workspace: Workspace, tolerances: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import pytest
 import torch
 
@@ -11,6 +9,7 @@ from diffusion_engines.config import Dynamic
 from diffusion_engines.errors import ShapeError
 from diffusion_engines.runtime.shapes import CheckedEngine
 from tests.conftest import COMPONENTS, IMAGE, STATIC
+from tests.manifests import engine_manifest, graph_manifest
 
 UNET = {"in_channels": 4, "cross_attention_dim": 32, "block_out_channels": [1, 2, 3]}
 OPEN = Dynamic(batch_size=[1, 4], height=[64, 768], width=[64, 768])
@@ -22,8 +21,8 @@ class Echo(torch.nn.Module):
 
 
 def unet(dynamic: Dynamic = STATIC) -> CheckedEngine:
-    inputs = [asdict(value) for value in COMPONENTS["unet"].inputs(UNET, IMAGE, dynamic)]
-    return CheckedEngine(Echo(), {"name": "cpu-unet", "component": "unet", "inputs": inputs})
+    inputs = COMPONENTS["unet"].inputs(UNET, IMAGE, dynamic)
+    return CheckedEngine(Echo(), engine_manifest(graph=graph_manifest(inputs=inputs)))
 
 
 def call(engine: CheckedEngine, batch: int = 2, height: int = 16, width: int = 16) -> torch.Tensor:

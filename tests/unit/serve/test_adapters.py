@@ -13,6 +13,7 @@ from diffusion_engines.errors import ConfigError, HardwareError
 from diffusion_engines.runtime.shapes import CheckedEngine
 from diffusion_engines.serve.adapters import UNet
 from tests.conftest import COMPONENTS, IMAGE, STATIC
+from tests.manifests import engine_manifest, graph_manifest
 
 ARCHITECTURE = {"in_channels": 4, "cross_attention_dim": 32, "block_out_channels": [1, 2]}
 
@@ -31,14 +32,9 @@ class Half(torch.nn.Module):
 
 def make(device: Literal["cpu", "cuda"] = "cuda") -> tuple[UNet, Half]:
     target = OnnxRuntimeTarget("onnxruntime", device, OnnxRuntimeBuild("all", tf32=False))
-    inputs = [asdict(i) for i in COMPONENTS["unet"].inputs(ARCHITECTURE, IMAGE, STATIC)]
-    manifest = {
-        "name": "gpu-unet",
-        "component": "unet",
-        "precision": "fp16",
-        "settings": asdict(target),
-        "inputs": inputs,
-    }
+    inputs = COMPONENTS["unet"].inputs(ARCHITECTURE, IMAGE, STATIC)
+    graph = graph_manifest("unet", "fp16", inputs)
+    manifest = engine_manifest("gpu-unet", graph, settings=asdict(target))
     engine = Half()
     return UNet(CheckedEngine(engine, manifest), ARCHITECTURE), engine
 

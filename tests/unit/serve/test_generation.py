@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from diffusion_engines.serve.generation import (
     read_settings,
 )
 from tests.conftest import COMPONENTS, IMAGE, STATIC
+from tests.manifests import engine_manifest, graph_manifest
 
 ALL = dict.fromkeys(COMPONENTS, "fp32")
 GENERATE = Generate(
@@ -186,11 +187,10 @@ def engines(dynamic: Dynamic) -> dict[str, CheckedEngine]:
     return {
         name: CheckedEngine(
             torch.nn.Identity(),
-            {
-                "name": f"cpu-{name}",
-                "component": name,
-                "inputs": [asdict(i) for i in spec.inputs(architectures[name], IMAGE, dynamic)],
-            },
+            engine_manifest(
+                f"cpu-{name}",
+                graph_manifest(name, inputs=spec.inputs(architectures[name], IMAGE, dynamic)),
+            ),
         )
         for name, spec in COMPONENTS.items()
     }

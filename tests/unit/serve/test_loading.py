@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
-from diffusion_engines import load_component, load_pipeline
+from diffusion_engines import load_component, load_pipeline, manifests
 from diffusion_engines.config import Dynamic
 from diffusion_engines.errors import (
     ConfigError,
@@ -23,8 +24,15 @@ from diffusion_engines.errors import (
     IntegrityError,
     ShapeError,
 )
+from diffusion_engines.families.stable_diffusion import FAMILY
 from diffusion_engines.files import write_json
-from tests.conftest import write_bundles
+from diffusion_engines.runtime.networks import read_config
+from diffusion_engines.weights.fuse import fuse_loras
+from diffusion_engines.weights.lora import read_lora
+from diffusion_engines.weights.sources import fill_with_random_weights
+from tests.conftest import ROOT, TINY, write_bundles
+from tests.loras import write_lora
+from tests.manifests import weights_manifest
 
 PROMPT = "A big banana leaf with lemons in front of it"
 
@@ -178,6 +186,65 @@ def test_engines_of_another_model_or_library_are_refused(copy: Path) -> None:
     edit_manifest(copy / "unet/manifest.json", fingerprint={"device": "cpu", "onnxruntime": "1.0"})
     with pytest.raises(FingerprintError, match="another onnxruntime"):
         load_component(copy / "unet")
+
+
+def pack_of(weights: Path, copy: Path) -> None:
+    """Replace what is beside the engines by what goes with other weights of the same name."""
+    shutil.rmtree(copy / "pipeline")
+    write_bundles(weights, copy, only=())
+
+
+def test_engines_of_other_weights_of_the_same_name_are_refused(copy: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    fill_with_random_weights(TINY, weights, seed=1, dtype="fp32")
+    for name in FAMILY.folders:
+        manifests.write(weights / name, weights_manifest(seed=1))
+    write_bundles(weights, tmp_path / "other", only=["vae_decoder"])
+    shutil.rmtree(copy / "vae_decoder")
+    shutil.copytree(tmp_path / "other/vae_decoder", copy / "vae_decoder")
+    with pytest.raises(IntegrityError, match="different weights of tiny") as raised:
+        load_pipeline(copy)
+    assert re.search(
+        r"expected: random numbers of seed 0, digest \w{12}, as in pipeline/", str(raised.value)
+    )
+    assert re.search(
+        r"found: +random numbers of seed 1, digest \w{12}, in vae_decoder/", str(raised.value)
+    )
+
+
+def test_an_engine_without_the_pipelines_lora_is_refused_and_what_it_leaves_alone_is_not(
+    copy: Path, weights_copy: Path, tmp_path: Path
+) -> None:
+    path = write_lora(tmp_path / "ink.safetensors", weights_copy)
+    config = read_config(FAMILY.denoiser, weights_copy / "unet")
+    lora = read_lora(tmp_path, path.name, 0.8, FAMILY, config)
+    fused = fuse_loras([lora], weights_copy)
+    manifests.write(weights_copy / "unet", weights_manifest(loras=fused["unet"]))
+    pack_of(weights_copy, copy)
+    with pytest.raises(IntegrityError, match="different weights of tiny") as raised:
+        load_pipeline(copy)
+    assert "seed 0, with ink.safetensors × 0.8 (sha256 " in str(raised.value)
+    assert "in unet/manifest.json" in str(raised.value)
+    shutil.rmtree(copy / "unet")
+    write_bundles(weights_copy, tmp_path / "fused", only=["unet"])
+    shutil.copytree(tmp_path / "fused/unet", copy / "unet")
+    assert load_pipeline(copy).unet.engine.name == "cpu-unet"  # the other engines are as before
+
+
+def test_engines_of_format_1_are_loaded_by_the_models_name(copy: Path) -> None:
+    """Committed manifests of that format, of engines and a pipeline that are made here."""
+    for kind, folder in (("bundle", "unet"), ("pipeline", "pipeline")):
+        path = copy / folder / "manifest.json"
+        made = json.loads(path.read_text())
+        old = json.loads((ROOT / "tests/data/format-1" / f"{kind}.json").read_text())
+        here = {key: made[key] for key in ("files", "fingerprint") if key in made}
+        write_json(path, old | here)
+    assert load_component(copy / "unet").name == "cpu-unet"
+    assert load_pipeline(copy).unet.config["sample_size"] == [16, 16]
+    edit_manifest(copy / "unet/manifest.json", model="sd14")
+    with pytest.raises(IntegrityError, match="mixes engines of different models"):
+        load_pipeline(copy)
 
 
 def test_a_pipeline_that_cannot_be_made_is_named(copy: Path) -> None:

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_engines import manifests
 from diffusion_engines.errors import IntegrityError
-from diffusion_engines.files import read_manifest
+from diffusion_engines.manifests import FusedLora
 from diffusion_engines.serve.pack import copy_pipeline_files
+from tests.manifests import weights_manifest
 
 
 def test_everything_but_the_weights_is_there(tiny_weights: Path, tmp_path: Path) -> None:
     copy_pipeline_files(tiny_weights, tmp_path)
-    manifest = read_manifest(tmp_path, "pipeline")
+    manifest = manifests.read(tmp_path, manifests.Pipeline)
     for name in (
         "model_index.json",
         "scheduler/scheduler_config.json",
@@ -23,17 +25,16 @@ def test_everything_but_the_weights_is_there(tiny_weights: Path, tmp_path: Path)
         "unet/config.json",
         "vae/config.json",
     ):
-        assert name in manifest["files"]
+        assert name in manifest.files
     assert not list(tmp_path.rglob("*.safetensors*"))
-    assert (manifest["model"], manifest["synthetic"]) == ("tiny", True)
+    assert (manifest.model, manifest.synthetic) == ("tiny", True)
 
 
 def test_the_loras_of_every_network_are_listed(weights_copy: Path, tmp_path: Path) -> None:
-    entry = {"file": "ink.safetensors", "sha256": "0" * 64, "weight": 0.8, "layers": 56}
-    path = weights_copy / "unet/manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"loras": [entry]}))
+    entry = FusedLora("ink.safetensors", "0" * 64, 0.8, layers=56)
+    manifests.write(weights_copy / "unet", weights_manifest(loras=(entry,)))
     copy_pipeline_files(weights_copy, tmp_path)
-    assert read_manifest(tmp_path, "pipeline")["loras"] == {"unet": [entry]}
+    assert manifests.read(tmp_path, manifests.Pipeline).loras == {"unet": (entry,)}
 
 
 def test_a_damaged_config_is_refused_and_weights_are_not_read(

@@ -346,14 +346,14 @@ def test_what_each_lora_changed_is_counted(model: Path, tmp_path: Path) -> None:
     b = write_lora(tmp_path / "b.safetensors", model, {"text_encoder": ATTENTION})
     loras = [read(a, 0.5, model), read(b, 2.0, model)]
     done = fuse_loras(loras, Path(shutil.copytree(model, tmp_path / "weights")))
-    assert {name: [entry["file"] for entry in entries] for name, entries in done.items()} == {
+    assert {name: [entry.file for entry in entries] for name, entries in done.items()} == {
         "unet": ["a.safetensors"],
         "text_encoder": ["b.safetensors"],
     }
     (entry,) = done["unet"]
-    assert entry["layers"] == 56
-    assert entry["weight"] == 0.5
-    assert re.fullmatch("[0-9a-f]{64}", entry["sha256"])
+    assert entry.layers == 56
+    assert entry.weight == 0.5
+    assert re.fullmatch("[0-9a-f]{64}", entry.sha256)
 
 
 # Each turns a good file into a bad one.

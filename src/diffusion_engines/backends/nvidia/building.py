@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
-from diffusion_engines.backends.base import Graph, GraphInput
+from diffusion_engines.backends.base import Graph
 from diffusion_engines.errors import BuildError
+from diffusion_engines.families.base import TensorSpec
 from diffusion_engines.precisions import PRECISIONS
 from diffusion_engines.progress import progress
 
@@ -25,7 +27,7 @@ _PRECISION_OF_DTYPE = {
 }
 
 
-_BOUNDS: tuple[Literal["min", "size", "max"], ...] = ("min", "size", "max")
+_BOUNDS = (attrgetter("min"), attrgetter("size"), attrgetter("max"))
 
 
 def parse_graph(trt: Any, library: str, onnx: Path, logger: Any, flags: int) -> tuple[Any, Any]:
@@ -118,7 +120,7 @@ def _write_memory(trt: Any, builder: Any, network: Any, config: Any, path: Path)
     return True
 
 
-def add_profile(builder: Any, config: Any, inputs: Sequence[GraphInput]) -> None:
+def add_profile(builder: Any, config: Any, inputs: Sequence[TensorSpec]) -> None:
     """Give the config an optimization profile for the open dimensions, where there are any."""
     shapes = profile_shapes(inputs)
     if not shapes:
@@ -129,15 +131,15 @@ def add_profile(builder: Any, config: Any, inputs: Sequence[GraphInput]) -> None
     config.add_optimization_profile(profile)
 
 
-def profile_shapes(inputs: Sequence[GraphInput]) -> dict[str, tuple[tuple[int, ...], ...]]:
+def profile_shapes(inputs: Sequence[TensorSpec]) -> dict[str, tuple[tuple[int, ...], ...]]:
     """Return (min, opt, max) shapes of each input that has an open dimension, by name."""
     return {
-        value["name"]: tuple(
-            tuple(dim if isinstance(dim, int) else dim[key] for dim in value["shape"])
-            for key in _BOUNDS
+        value.name: tuple(
+            tuple(dim if isinstance(dim, int) else bound(dim) for dim in value.shape)
+            for bound in _BOUNDS
         )
         for value in inputs
-        if not all(isinstance(dim, int) for dim in value["shape"])
+        if value.dynamic
     }
 
 

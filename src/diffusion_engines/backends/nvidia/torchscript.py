@@ -21,9 +21,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_engines.backends.base import Manifest
 from diffusion_engines.backends.preflight import rebuild, recorded
 from diffusion_engines.errors import BuildError, FingerprintError, HardwareError
+from diffusion_engines.manifests import Bundle, Engine
 from diffusion_engines.precisions import PRECISIONS
 from diffusion_engines.processes import run_logged
 
@@ -34,6 +34,13 @@ TORCHSCRIPT = "engine.ts"
 _RUNTIME = Path("lib") / "libtorchtrt_runtime.so"
 # Two distributions fill the same folder `torch_tensorrt`: one for each library.
 DISTRIBUTIONS = {"tensorrt": "torch-tensorrt", "tensorrt_rtx": "torch-tensorrt-rtx"}
+# What a TorchScript file depends on, and what one of another value is for.
+_ABI = {
+    "package": "another distribution of torch-tensorrt",
+    "torch": "another PyTorch",
+    "torch_tensorrt": "another torch-tensorrt",
+    "tensorrt": "a torch-tensorrt for another TensorRT",
+}
 # Loads the file as a user would and runs it once.
 _TRIAL = """
 import json, sys, torch
@@ -67,7 +74,7 @@ def wrap_fingerprint(backend: str, torchscript: bool) -> dict[str, str]:
     }
 
 
-def wrap_plan(folder: Path, manifest: Manifest, backend: str) -> dict[str, str]:
+def wrap_plan(folder: Path, manifest: Engine, backend: str) -> dict[str, str]:
     """Write ``engine.ts`` beside the plan and run it once; return what loading it depends on.
 
     Call it only after the backend's ``check_loadable``.
@@ -80,7 +87,7 @@ def wrap_plan(folder: Path, manifest: Manifest, backend: str) -> dict[str, str]:
     abi = wrap_fingerprint(backend, True)
     _check_series(manifest, backend, abi)
     plan, target, log = (
-        folder / recorded(manifest, "engine", str),
+        folder / manifest.engine,
         folder / TORCHSCRIPT,
         folder / "torchtrtc.log",
     )
@@ -90,7 +97,7 @@ def wrap_plan(folder: Path, manifest: Manifest, backend: str) -> dict[str, str]:
     run_logged(
         [torchtrtc(backend), *files, "--embed-engine", "--device-type=gpu"],
         log,
-        what=f"torchtrtc, wrapping {manifest['name']}",
+        what=f"torchtrtc, wrapping {manifest.name}",
         fix="a missing library: install PyTorch with CUDA, and TensorRT; a crash: a plan that\n"
         f"this machine cannot load, so build it here ({rebuild(manifest)}).\n"
         "Without the TorchScript file: targets.*.torchscript=false",
@@ -98,7 +105,7 @@ def wrap_plan(folder: Path, manifest: Manifest, backend: str) -> dict[str, str]:
     )
     if not target.is_file() or target.stat().st_size <= plan.stat().st_size // 2:
         raise BuildError(
-            f"torchtrtc wrote no complete {TORCHSCRIPT} for {manifest['name']}",
+            f"torchtrtc wrote no complete {TORCHSCRIPT} for {manifest.name}",
             expected=f"a file of about {plan.stat().st_size} bytes, as the plan",
             found=f"{target.stat().st_size} bytes" if target.is_file() else "none",
             fix="run it again with free disk space; its log: " + log.read_text()[-400:],
@@ -108,14 +115,14 @@ def wrap_plan(folder: Path, manifest: Manifest, backend: str) -> dict[str, str]:
     return abi | {"file": TORCHSCRIPT}
 
 
-def _try(folder: Path, manifest: Manifest, backend: str, env: Mapping[str, str]) -> None:
-    precision = PRECISIONS[recorded(manifest, "precision", str)]
+def _try(folder: Path, manifest: Engine, backend: str, env: Mapping[str, str]) -> None:
+    precision = PRECISIONS[manifest.precision]
     inputs = [
         (
-            [dim if isinstance(dim, int) else dim["size"] for dim in value["shape"]],
-            precision.torch_dtype if value["dtype"] == "component" else value["dtype"],
+            value.size,
+            precision.torch_dtype if value.dtype == "component" else value.dtype,
         )
-        for value in recorded(manifest, "inputs", list)
+        for value in manifest.inputs
     ]
     log = folder / "trial.log"
     run_logged(
@@ -129,7 +136,7 @@ def _try(folder: Path, manifest: Manifest, backend: str, env: Mapping[str, str])
             _DEVICE,
         ],
         log,
-        what=f"torch.jit.load, running {TORCHSCRIPT} of {manifest['name']}",
+        what=f"torch.jit.load, running {TORCHSCRIPT} of {manifest.name}",
         fix="the torch-tensorrt that wrote it must be for this PyTorch: "
         f"`pip install {DISTRIBUTIONS[backend]}=={_series(metadata.version('torch'))}.*`",
         env=env,
@@ -173,43 +180,38 @@ def library_path(backend: str) -> str:
     return os.pathsep.join([*map(str, folders), *([known] if known else [])])
 
 
-def check_torchscript(manifest: Manifest, backend: str) -> Path:
+def check_torchscript(manifest: Bundle, backend: str) -> Path:
     """Compare the ABI that ``engine.ts`` is for with this environment; return the library to load.
 
     Raises:
         FingerprintError: another PyTorch, torch-tensorrt or TensorRT; or no such file was made.
         HardwareError: torch-tensorrt is missing.
     """
-    built = recorded(manifest, "torchscript", dict)
-    if not built:
+    if not manifest.torchscript:
         raise FingerprintError(
-            f"the engine {manifest['name']} was not wrapped as TorchScript",
+            f"the engine {manifest.name} was not wrapped as TorchScript",
             expected=TORCHSCRIPT,
             found="the plan alone",
-            fix=f"set targets.{manifest.get('target', '*')}.torchscript=true and run `dvc repro`,\n"
+            fix=f"set targets.{manifest.target}.torchscript=true and run `dvc repro`,\n"
             "or load the plan: `load_bundle`",
         )
+    built = {key: recorded(manifest, "torchscript", key, str) for key in _ABI}
     here = wrap_fingerprint(backend, True)
-    for key, what in (
-        ("package", "another distribution of torch-tensorrt"),
-        ("torch", "another PyTorch"),
-        ("torch_tensorrt", "another torch-tensorrt"),
-        ("tensorrt", "a torch-tensorrt for another TensorRT"),
-    ):
-        if recorded(manifest, f"torchscript.{key}", str) != here[key]:
+    for key, what in _ABI.items():
+        if built[key] != here[key]:
             raise FingerprintError(
-                f"{TORCHSCRIPT} of {manifest['name']} was wrapped for {what}",
+                f"{TORCHSCRIPT} of {manifest.name} was wrapped for {what}",
                 expected=f"{key} {built[key]}",
                 found=f"{key} {here[key]}",
                 fix=f"`pip install torch=={built['torch']}.* "
                 f"{built['package']}=={built['torch_tensorrt']}.*`,\n"
-                f"or wrap it again here: `dvc repro wrap@{manifest['name']}`; the plan itself\n"
+                f"or wrap it again here: `dvc repro wrap@{manifest.name}`; the plan itself\n"
                 "does not depend on them: `load_bundle`",
             )
     return _package(backend) / _RUNTIME
 
 
-def load_torchscript(folder: Path, manifest: Manifest, library: Path) -> nn.Module:
+def load_torchscript(folder: Path, manifest: Engine, library: Path) -> nn.Module:
     """Load ``engine.ts`` as any TorchScript file, after the checks."""
     import torch
 
@@ -266,12 +268,12 @@ def _built_against(package: Path, backend: str) -> str:
     return _series(found.group(1))
 
 
-def _check_series(manifest: Manifest, backend: str, abi: Mapping[str, str]) -> None:
-    built = recorded(manifest, f"fingerprint.{backend}", str)
+def _check_series(manifest: Engine, backend: str, abi: Mapping[str, str]) -> None:
+    built = recorded(manifest, "fingerprint", backend, str)
     if built.split(".")[0] != abi["tensorrt"].split(".")[0]:
         raise FingerprintError(
             f"{abi['package']} {abi['torch_tensorrt']} is for another TensorRT than the plan of "
-            f"{manifest['name']}",
+            f"{manifest.name}",
             expected=f"TensorRT {built.split('.')[0]}, which built the plan",
             found=f"TensorRT {abi['tensorrt']}",
             fix=f"install the release of {abi['package']} for it, or build with TensorRT "

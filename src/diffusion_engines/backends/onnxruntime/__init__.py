@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion_engines.backends import gpus
-from diffusion_engines.backends.base import Backend, BuildResult, Graph, Manifest
+from diffusion_engines.backends.base import Backend, BuildResult, Graph
 from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeTarget
+from diffusion_engines.manifests import Engine
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,16 +63,16 @@ class _OnnxRuntime:
 
         return build(graph, folder, target)
 
-    def wrap(self, folder: Path, manifest: Manifest) -> Mapping[str, object]:
+    def wrap(self, folder: Path, manifest: Engine) -> Mapping[str, object]:
         return {}
 
-    def check_loadable(self, manifest: Manifest) -> None:
+    def check_loadable(self, manifest: Engine) -> None:
         from diffusion_engines.backends.onnxruntime.running import check_loadable
 
         check_loadable(manifest)
 
     def load(
-        self, folder: Path, manifest: Manifest, device: str, *, cuda_graph: bool = False
+        self, folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False
     ) -> nn.Module:
         from diffusion_engines.backends.onnxruntime.running import load
 

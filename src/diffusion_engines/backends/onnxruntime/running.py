@@ -5,35 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_engines.backends.base import Manifest
 from diffusion_engines.backends.onnxruntime.fingerprint import fingerprint_of
 from diffusion_engines.backends.onnxruntime.session import library, open_session
 from diffusion_engines.backends.preflight import rebuild, recorded
 from diffusion_engines.errors import ConfigError, FingerprintError
+from diffusion_engines.manifests import Engine
 from diffusion_engines.names import trailing_number
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def check_loadable(manifest: Manifest) -> None:
+def check_loadable(manifest: Engine) -> None:
     """Compare an engine's fingerprint with this machine.
 
     Raises:
         FingerprintError: they differ.
         HardwareError: onnxruntime is missing.
     """
-    for key, value in fingerprint_of(recorded(manifest, "fingerprint.device", str)).items():
-        if (built := recorded(manifest, f"fingerprint.{key}", str)) != value:
+    for key, value in fingerprint_of(recorded(manifest, "fingerprint", "device", str)).items():
+        if (built := recorded(manifest, "fingerprint", key, str)) != value:
             raise FingerprintError(
-                f"the engine {manifest['name']} was built for another {key.replace('_', ' ')}",
+                f"the engine {manifest.name} was built for another {key.replace('_', ' ')}",
                 expected=str(built),
                 found=str(value),
                 fix=f"build it here: {rebuild(manifest)}",
             )
 
 
-def load(folder: Path, manifest: Manifest, *, cuda_graph: bool = False) -> nn.Module:
+def load(folder: Path, manifest: Engine, *, cuda_graph: bool = False) -> nn.Module:
     """Return the engine as a module that takes and returns tensors on the device of its build.
 
     Raises:
@@ -47,14 +47,14 @@ def load(folder: Path, manifest: Manifest, *, cuda_graph: bool = False) -> nn.Mo
             expected="cuda_graph=False, or a TensorRT engine",
             found="cuda_graph=True",
         )
-    provider = recorded(manifest, "fingerprint.device", str)
+    provider = recorded(manifest, "fingerprint", "device", str)
     ort = library(provider)
     options = ort.SessionOptions()
     # The file is optimized already. Another pass would only cost time.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    tf32 = provider == "cuda" and recorded(manifest, "settings.build.tf32", bool)
-    path = folder / recorded(manifest, "engine", str)
+    tf32 = provider == "cuda" and recorded(manifest, "settings", "build.tf32", bool)
+    path = folder / manifest.engine
     session = open_session(ort, path, options, provider, tf32=tf32)
 
     class OnnxRuntimeEngine(torch.nn.Module):

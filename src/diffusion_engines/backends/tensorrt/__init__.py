@@ -12,9 +12,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_engines.backends.base import Backend, BuildResult, Graph, Manifest
+from diffusion_engines.backends.base import Backend, BuildResult, Graph
 from diffusion_engines.backends.preflight import recorded
 from diffusion_engines.backends.tensorrt.settings import TensorRTTarget, check_target
+from diffusion_engines.manifests import Engine
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,21 +61,21 @@ class _TensorRT:
 
         return build(graph, folder, target, timing_cache)
 
-    def wrap(self, folder: Path, manifest: Manifest) -> Mapping[str, object]:
+    def wrap(self, folder: Path, manifest: Engine) -> Mapping[str, object]:
         from diffusion_engines.backends.nvidia import torchscript
 
-        if not recorded(manifest, "settings.torchscript", bool):
+        if not recorded(manifest, "settings", "torchscript", bool):
             return {}
         self.check_loadable(manifest)
         return torchscript.wrap_plan(folder, manifest, self.name)
 
-    def check_loadable(self, manifest: Manifest) -> None:
+    def check_loadable(self, manifest: Engine) -> None:
         from diffusion_engines.backends.tensorrt.running import check_loadable
 
         check_loadable(manifest)
 
     def load(
-        self, folder: Path, manifest: Manifest, device: str, *, cuda_graph: bool = False
+        self, folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False
     ) -> nn.Module:
         from diffusion_engines.backends.tensorrt.running import load
 

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffusion_engines.backends.base import Manifest
-from diffusion_engines.backends.preflight import rebuild, recorded
+from diffusion_engines import manifests
+from diffusion_engines.backends.preflight import rebuild
 from diffusion_engines.errors import BuildError, IntegrityError
-from diffusion_engines.files import read_manifest
 from diffusion_engines.layout import Workspace
+from diffusion_engines.manifests import Engine
 from diffusion_engines.onnx.graph import MODEL
 
 
-def refit_from_graph(trt: Any, bundle: Path, manifest: Manifest) -> Callable[[Any, Any], None]:
+def refit_from_graph(trt: Any, bundle: Path, manifest: Engine) -> Callable[[Any, Any], None]:
     """Return what gives an engine the weights of the graph that it was built from.
 
     The graph's files are compared with those of the build first: TensorRT takes other weights
@@ -23,10 +23,10 @@ def refit_from_graph(trt: Any, bundle: Path, manifest: Manifest) -> Callable[[An
     Raises:
         IntegrityError: the graph is missing, damaged, or another one.
     """
-    folder = _workspace_of(bundle).onnx(recorded(manifest, "onnx.name", str))
-    if read_manifest(folder, "onnx")["files"] != recorded(manifest, "onnx.files", dict):
+    folder = _workspace_of(bundle).onnx(manifest.onnx.name)
+    if manifests.read(folder, manifests.Graph).files != manifest.onnx.files:
         raise IntegrityError(
-            f"{folder} is not the graph that the engine {manifest['name']} was built from",
+            f"{folder} is not the graph that the engine {manifest.name} was built from",
             expected="the hashes in the engine's manifest",
             found="others",
             fix=f"`dvc checkout` the commit of the engine, or {rebuild(manifest)}",
@@ -37,9 +37,9 @@ def refit_from_graph(trt: Any, bundle: Path, manifest: Manifest) -> Callable[[An
         parser = trt.OnnxParserRefitter(refitter, logger)
         if not parser.refit_from_file(str(folder / MODEL)) or not refitter.refit_cuda_engine():
             raise BuildError(
-                f"the engine {manifest['name']} could not be given its weights",
+                f"the engine {manifest.name} could not be given its weights",
                 expected=f"those of {folder}",
-                fix=f"build it again: `dvc repro --force build@{manifest['name']}`",
+                fix=f"build it again: `dvc repro --force build@{manifest.name}`",
             )
 
     return refit

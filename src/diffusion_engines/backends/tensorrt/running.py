@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_engines.backends.base import Manifest
 from diffusion_engines.backends.gpus import Gpu
 from diffusion_engines.backends.preflight import (
     check_platform,
@@ -21,12 +20,13 @@ from diffusion_engines.backends.tensorrt.building.trtexec import (
 )
 from diffusion_engines.backends.tensorrt.building.versions import library
 from diffusion_engines.errors import FingerprintError
+from diffusion_engines.manifests import Engine
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def check_loadable(manifest: Manifest) -> None:
+def check_loadable(manifest: Engine) -> None:
     """Compare an engine's fingerprint with this machine, before TensorRT sees the engine.
 
     Raises:
@@ -34,11 +34,11 @@ def check_loadable(manifest: Manifest) -> None:
         HardwareError: the library or a GPU is missing.
         FingerprintError: another TensorRT, platform or GPU than the engine's.
     """
-    built = parse_version(recorded(manifest, "fingerprint.tensorrt", str))
-    capability = recorded(manifest, "fingerprint.compute_capability", str)
-    name = recorded(manifest, "fingerprint.gpu", str)
-    compatible = recorded(manifest, "settings.build.version_compatible", bool)
-    compatibility = recorded(manifest, "settings.build.hardware_compatibility", str)
+    built = parse_version(recorded(manifest, "fingerprint", "tensorrt", str))
+    capability = recorded(manifest, "fingerprint", "compute_capability", str)
+    name = recorded(manifest, "fingerprint", "gpu", str)
+    compatible = recorded(manifest, "settings", "build.version_compatible", bool)
+    compatibility = recorded(manifest, "settings", "build.hardware_compatibility", str)
     check_platform(manifest)
     here = parse_version(library().__version__)
     check_version(manifest, built, here, compatible=compatible)
@@ -46,7 +46,7 @@ def check_loadable(manifest: Manifest) -> None:
     check_gpu(manifest, Gpu(name, capability), gpu, compatibility)
 
 
-def check_version(manifest: Manifest, built: Version, here: Version, *, compatible: bool) -> None:
+def check_version(manifest: Engine, built: Version, here: Version, *, compatible: bool) -> None:
     """Compare releases: a plan is for one, a version-compatible one also for later minor ones.
 
     Raises:
@@ -56,7 +56,7 @@ def check_version(manifest: Manifest, built: Version, here: Version, *, compatib
         return
     version, major = format_version(built), built[0]
     raise FingerprintError(
-        f"the engine {manifest['name']} was built by another TensorRT",
+        f"the engine {manifest.name} was built by another TensorRT",
         expected=f"{version} or a later {major}" if compatible else version,
         found=format_version(here),
         fix=f"install TensorRT {version} (`pip install tensorrt=={version}.*`), or build it with\n"
@@ -70,7 +70,7 @@ def check_version(manifest: Manifest, built: Version, here: Version, *, compatib
     )
 
 
-def check_gpu(manifest: Manifest, built: Gpu, here: Gpu, compatibility: str) -> None:
+def check_gpu(manifest: Engine, built: Gpu, here: Gpu, compatibility: str) -> None:
     """Compare GPUs: a plan is for one model, unless it was built to be compatible with more.
 
     Raises:
@@ -91,7 +91,7 @@ def check_gpu(manifest: Manifest, built: Gpu, here: Gpu, compatibility: str) -> 
     raise foreign_gpu(manifest, expected, here)
 
 
-def load(folder: Path, manifest: Manifest, device: str, *, cuda_graph: bool = False) -> nn.Module:
+def load(folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False) -> nn.Module:
     """Return the engine as a module on a GPU, running on PyTorch's current stream.
 
     A stripped engine gets its weights from the graph that it was built from.
@@ -103,16 +103,16 @@ def load(folder: Path, manifest: Manifest, device: str, *, cuda_graph: bool = Fa
 
     trt = library()
     prepare = None
-    if recorded(manifest, "settings.build.weights", str) == "stripped":
+    if recorded(manifest, "settings", "build.weights", str) == "stripped":
         from diffusion_engines.backends.tensorrt.refitting import refit_from_graph
 
         prepare = refit_from_graph(trt, folder, manifest)
     return load_plan(
         trt,
-        folder / recorded(manifest, "engine", str),
-        recorded(manifest, "name", str),
+        folder / manifest.engine,
+        manifest.name,
         device,
         cuda_graph=cuda_graph,
-        host_code=recorded(manifest, "settings.build.version_compatible", bool),
+        host_code=recorded(manifest, "settings", "build.version_compatible", bool),
         prepare=prepare,
     )

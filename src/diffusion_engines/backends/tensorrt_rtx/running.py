@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_engines.backends.base import Manifest
 from diffusion_engines.backends.preflight import (
     check_platform,
     foreign_gpu,
@@ -16,12 +15,13 @@ from diffusion_engines.backends.preflight import (
 from diffusion_engines.backends.tensorrt_rtx.building import library
 from diffusion_engines.backends.tensorrt_rtx.settings import RTX_CAPABILITIES
 from diffusion_engines.errors import FingerprintError
+from diffusion_engines.manifests import Engine
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def check_loadable(manifest: Manifest) -> None:
+def check_loadable(manifest: Engine) -> None:
     """Compare an engine's fingerprint with this machine, before TensorRT-RTX sees the engine.
 
     Raises:
@@ -29,13 +29,13 @@ def check_loadable(manifest: Manifest) -> None:
         HardwareError: the library or a GPU is missing.
         FingerprintError: another library version, platform or compute capability.
     """
-    built = recorded(manifest, "fingerprint.tensorrt_rtx", str)
-    capabilities = recorded(manifest, "fingerprint.compute_capabilities", list)
+    built = recorded(manifest, "fingerprint", "tensorrt_rtx", str)
+    capabilities = recorded(manifest, "fingerprint", "compute_capabilities", list)
     check_platform(manifest)
     trt = library()
     if trt.__version__ != built:
         raise FingerprintError(
-            f"the engine {manifest['name']} was built by another TensorRT-RTX",
+            f"the engine {manifest.name} was built by another TensorRT-RTX",
             expected=built,
             found=trt.__version__,
             fix=f"`pip install tensorrt-rtx=={built}`, or build it with this one:\n"
@@ -46,20 +46,18 @@ def check_loadable(manifest: Manifest) -> None:
     if gpu.capability not in capabilities:
         hint = "TensorRT-RTX does not run on this GPU: use the backend tensorrt or onnxruntime"
         if gpu.capability in RTX_CAPABILITIES:
-            hint = (
-                f"or add '{gpu.capability}' to compute_capabilities of {manifest['name']}'s target"
-            )
+            hint = f"or add '{gpu.capability}' to compute_capabilities of {manifest.name}'s target"
         raise foreign_gpu(manifest, expected, gpu, hint)
 
 
-def load(folder: Path, manifest: Manifest, device: str, *, cuda_graph: bool = False) -> nn.Module:
+def load(folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False) -> nn.Module:
     """Return the engine as a module on a GPU, running on PyTorch's current stream."""
     from diffusion_engines.backends.nvidia.running import load_plan
 
     return load_plan(
         library(),
-        folder / recorded(manifest, "engine", str),
-        recorded(manifest, "name", str),
+        folder / manifest.engine,
+        manifest.name,
         device,
         cuda_graph=cuda_graph,
     )

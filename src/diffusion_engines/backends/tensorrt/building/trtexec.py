@@ -12,10 +12,11 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_engines.backends.base import Graph, GraphInput
+from diffusion_engines.backends.base import Graph
 from diffusion_engines.backends.nvidia.building import profile_shapes
 from diffusion_engines.backends.tensorrt.settings import TensorRTBuild
 from diffusion_engines.errors import BuildError, HardwareError
+from diffusion_engines.families.base import TensorSpec
 
 Version = tuple[int, int, int]
 
@@ -173,7 +174,7 @@ def _typing(version: Version, precision: str) -> tuple[str, ...]:
     return ("--stronglyTyped",) if version >= STRONGLY_TYPED else _PRECISION_FLAGS[precision]
 
 
-def _profile(inputs: Sequence[GraphInput]) -> list[str]:
+def _profile(inputs: Sequence[TensorSpec]) -> list[str]:
     """Shapes are given for open inputs alone: trtexec refuses them for a static graph."""
     shapes = profile_shapes(inputs)
     if not shapes:
