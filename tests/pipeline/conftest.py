@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.shared import shared_folder
+
 ROOT = Path(__file__).parents[2]
 
 # One component, so that the whole DAG takes about a minute.
@@ -175,9 +177,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
     pytest-xdist's workers share it: the first one that gets here builds it.
     """
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
+    folder = shared_folder(tmp_path_factory)
     path = folder / "finished"
     with FileLock(folder / "finished.lock"):
         if not path.exists():

@@ -24,6 +24,7 @@ def quantized(clone: Clone) -> Clone:
     return clone
 
 
+@pytest.mark.long
 def test_quantized_graphs_and_engines_are_made_from_what_is_there(quantized: Clone) -> None:
     outcome = quantized.repro()
 

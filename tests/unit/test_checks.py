@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from diffusion_engines.checks import OPSETS, OPSETS_WITH_EXPLICIT_ATTENTION, che
 from diffusion_engines.config import params_from_config
 from diffusion_engines.errors import ConfigError
 from tests.composition import ROOT, composed, derived
+from tests.tiers import long_but
 
 
 @pytest.fixture
@@ -216,8 +218,13 @@ FLEETS = sorted(path.stem for path in (ROOT / "conf/fleet").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("fleet", FLEETS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("fleet", "model"),
+    long_but(
+        {*product(FLEETS, ["tiny"]), *product(["default", "sdxl"], MODELS)},
+        product(FLEETS, MODELS),
+    ),
+)
 def test_any_model_goes_with_any_fleet(fleet: str, model: str) -> None:
     # The article's own settings have guidance, which one model is built without.
     settings = ["benchmark=few_steps"] if model == "sdxl-turbo" else []

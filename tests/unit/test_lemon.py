@@ -236,6 +236,7 @@ def test_a_damaged_engine_misses_the_gates(
     assert damage is not None or not missed
 
 
+@pytest.mark.long
 def test_a_doubled_scale_misses_the_gate_of_int8(
     drawn: tuple[torch.Tensor, Recorder], tmp_path: Path
 ) -> None:

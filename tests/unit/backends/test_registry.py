@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-from diffusion_engines.fleet import check_fleet
 
 from diffusion_engines.backends import backend, backend_names, gpus
 from diffusion_engines.backends.base import Graph
 from diffusion_engines.backends.gpus import Gpu
 from diffusion_engines.backends.targets import device_of_engine, target_from_settings
+from diffusion_engines.checks import check_params
 from diffusion_engines.config import params_from_config
 from diffusion_engines.errors import ConfigError, HardwareError, IntegrityError
 from diffusion_engines.precisions import PRECISIONS
@@ -110,8 +110,9 @@ def test_declaring_takes_no_library() -> None:
         "import diffusion_engines.backends.probe, diffusion_engines.runtime.bundle\n"
         "from diffusion_engines.backends import backend, backend_names\n"
         "from diffusion_engines.config import params_from_config\n"
-        "from diffusion_engines.fleet import check_fleet\n"
-        "check_fleet(params_from_config(yaml.safe_load(open('params.yaml'))))\n"
+        "from pathlib import Path\n"
+        "from diffusion_engines.checks import check_params\n"
+        "check_params(params_from_config(yaml.safe_load(open('params.yaml'))), Path())\n"
         "print([backend(name).name for name in backend_names()])\n"
     )
     done = subprocess.run(
@@ -132,7 +133,7 @@ def test_anybody_can_add_a_backend(toy: Path) -> None:
         "precision": "fp32",
     }
     typed = params_from_config(params)
-    check_fleet(typed)
+    check_params(typed, ROOT)
     target = typed["targets"]["toy"]
     (toy / "model.onnx").write_bytes(b"abc")
     graph = Graph("unet-fp32", "unet", "fp32", "onnx", toy / "model.onnx", [])
@@ -146,7 +147,7 @@ def test_anybody_can_add_a_backend(toy: Path) -> None:
     }
     params["targets"]["toy"]["build"]["speed"] = 10
     with pytest.raises(ConfigError, match=r"targets\.toy\.build\.speed: too fast"):
-        check_fleet(params_from_config(params))
+        check_params(params_from_config(params), ROOT)
     params["targets"]["toy"]["build"]["speed"] = "fast"
     with pytest.raises(ConfigError, match=r"targets\.toy\.build\.speed: .*'fast' \(conf/build/\)"):
         params_from_config(params)
