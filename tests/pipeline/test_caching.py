@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import long
+
 from .conftest import Clone
 from .machines import Machine
 
@@ -31,7 +33,7 @@ def test_a_new_target_with_a_known_precision_only_adds_its_own_stages(clone: Clo
     }
 
 
-@pytest.mark.long
+@long
 def test_a_new_measured_target_leaves_the_measured_one_alone(clone: Clone) -> None:
     clone.add_target("other", "cpu", "fp32", measured=True)
 
@@ -93,7 +95,7 @@ def test_a_second_clone_with_the_remote_executes_nothing(clone: Clone, tmp_path:
     assert not second.run("git", "status", "--porcelain").output.strip()
 
 
-@pytest.mark.long
+@long
 def test_a_sweep_of_two_points_does_the_common_work_once(clone: Clone) -> None:
     clone.run("dvc", "exp", "run", "--queue", "-S", "export.opset=18,20")
     outcome = clone.run("dvc", "exp", "run", "--run-all")
