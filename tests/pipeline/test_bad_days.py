@@ -16,7 +16,7 @@ import yaml
 
 from diffusion_engines.runs import dvc_processes
 from tests.pipeline.conftest import Clone, environment
-from tests.tiers import long_but
+from tests.tiers import long, long_but
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.pipeline
@@ -101,7 +101,7 @@ def test_a_corrupt_graph_is_caught_by_its_hash(clone: Clone) -> None:
 @pytest.mark.parametrize(
     ("victim", "shell"),  # DVC runs stages in $SHELL, which must not stay in between
     long_but(
-        [("make repro", "/bin/sh"), ("stage", "/bin/sh")],
+        [("make repro", "/bin/sh")],
         [*product(["make repro", "dvc"], ["/bin/sh", "/bin/bash"]), ("stage", "/bin/sh")],
     ),
 )
@@ -130,6 +130,7 @@ def test_a_killed_run_leaves_nothing_and_starts_again(
     assert not list(scratch.glob("*unet-fp16"))
 
 
+@long
 def test_two_runs_at_once_do_not_mix(clone: Clone) -> None:
     command = ["diffusion-engines", "repro", "benchmark.repeats=2"]
     first = start(clone, *command)

@@ -22,7 +22,7 @@ from diffusion_engines.onnx.graph import DATA, MODEL, check_graph
 from diffusion_engines.onnx.tracing import shapes_alone
 from diffusion_engines.runtime.networks import example_inputs
 from tests.conftest import COMPONENTS, load
-from tests.tiers import long_but
+from tests.tiers import long, long_but
 
 INPUTS = (TensorSpec("input_0", "latents", "component", (2, 4, 8, 8)),)
 
@@ -69,6 +69,7 @@ def test_large_weights_are_external_and_readable_by_others(tmp_path: Path, expor
     assert (tmp_path / DATA).stat().st_mode == path.stat().st_mode
 
 
+@long
 def test_exports_of_two_processes_are_equal_byte_for_byte(
     tiny_weights: Path, tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ from diffusion_engines.parity.results import GraphParity
 from diffusion_engines.runtime.calls import spread
 from diffusion_engines.runtime.networks import example_inputs
 from tests.conftest import COMPONENTS, Loaded, graph_of, load
-from tests.tiers import long_but
+from tests.tiers import long, long_but
 
 RTX = TensorRTRTXTarget(
     "tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "layer_names_only", tf32=False)
@@ -223,6 +223,7 @@ def test_entropy_calibration_takes_fp16(graphs: Graphs, tmp_path: Path, name: st
     assert parity.worst()["rel_l2"] < 2 * ALLOWED["int8"]
 
 
+@long
 def test_what_is_kept_is_neither_more_nor_less(graphs: Graphs, tmp_path: Path) -> None:
     # ModelOpt takes names as patterns: "node_conv2d" would keep "node_conv2d_1" and all others.
     source = graphs.source("unet", "fp16")
