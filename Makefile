@@ -32,13 +32,16 @@ measure: env ## time a target on this machine, with params.yaml as it is; TARGET
 full: env ## SD 1.4 at full size with synthetic weights, to TensorRT-RTX engines for Ada GPUs
 	@diffusion-engines repro model=sd14-synthetic fleet=rtx40 reference=short
 
+# By file, as files share what takes long to make, and in order: the longest ones come first.
+PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
 .PHONY: test
 test: env lint ## every test but for the long ones: at most eight minutes on two cores
-	@python -m pytest -m "not long and not browser and not gpu and not full" -n auto --dist loadfile
+	@$(PYTEST) -m "not long and not browser and not gpu and not full"
 
 .PHONY: test-long
 test-long: env ## the long matrices, and the report in a real browser
-	@python -m pytest -m "(long or browser) and not gpu and not full" -n auto --dist loadfile
+	@$(PYTEST) -m "(long or browser) and not gpu and not full"
 
 .PHONY: test-full
 test-full: env ## full-size models: up to 24 GB of memory, three quarters of an hour

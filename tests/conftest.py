@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from diffusion_engines.families import family_of
 from diffusion_engines.families.stable_diffusion import FAMILY
 from diffusion_engines.weights.sources import fill_with_random_weights
 from tests.manifests import built_manifest, graph_manifest, weights_manifest
+from tests.shared import made_once
 
 # Of the models that most tests take.
 COMPONENTS = FAMILY.components
@@ -50,12 +52,13 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with random weights and manifests; not to be changed."""
-    folder = tmp_path_factory.mktemp("tiny") / "weights"
-    folder.mkdir()
-    fill_with_random_weights(TINY, folder, seed=0, dtype="fp32")
-    for name in FAMILY.folders:
-        manifests.write(folder / name, weights_manifest())
-    return folder
+
+    def make(folder: Path) -> None:
+        fill_with_random_weights(TINY, folder, seed=0, dtype="fp32")
+        for name in FAMILY.folders:
+            manifests.write(folder / name, weights_manifest())
+
+    return made_once(tmp_path_factory, "weights", make)
 
 
 @pytest.fixture
@@ -161,6 +164,50 @@ def write_bundles(
 @pytest.fixture(scope="session")
 def tiny_bundles(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Engines of the tiny model for 128×128 pixels and one image; not to be changed."""
-    folder = tmp_path_factory.mktemp("bundles") / "cpu"
-    write_bundles(tiny_weights, folder)
-    return folder
+    made = made_once(
+        tmp_path_factory, "bundles", lambda folder: write_bundles(tiny_weights, folder / "cpu")
+    )
+    return made / "cpu"
+
+
+@dataclass(frozen=True)
+class Exports:
+    """Graphs of the tiny model as the exporters write them; not to be changed."""
+
+    weights: Path
+    factory: pytest.TempPathFactory
+
+    def __call__(
+        self,
+        name: str,
+        precision: str = "fp32",
+        exporter: str = "dynamo",
+        opset: int = 18,
+        patches: tuple[str, ...] = (),
+        dynamic: Dynamic = STATIC,
+    ) -> tuple[Loaded, Path]:
+        """Return a component and its graph, which is exported once."""
+        from diffusion_engines.onnx.export import export_module
+
+        loaded = load(self.weights, name, precision, dynamic)
+
+        def make(folder: Path) -> None:
+            export_module(
+                loaded.module,
+                loaded.inputs,
+                folder,
+                precision=precision,
+                exporter=exporter,
+                opset=opset,
+                patches=[*patches],
+                vocabulary=loaded.vocabulary,
+            )
+
+        settings = (name, precision, exporter, opset, patches, asdict(dynamic))
+        key = "-".join(re.findall(r"\w+", repr(settings)))
+        return loaded, made_once(self.factory, f"exports/{key}", make) / "model.onnx"
+
+
+@pytest.fixture(scope="session")
+def exports(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return Exports(tiny_weights, tmp_path_factory)

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from diffusion_engines.fleet import BF16_OPSET
 
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXBuild, TensorRTRTXTarget
-from diffusion_engines.compose import compose_params
-from diffusion_engines.config import (
-    Export,
-    Image,
-    sections_from_config,
-)
+from diffusion_engines.config import Export, Image, sections_from_config
 from diffusion_engines.errors import BuildError, DiffusionEnginesError, ExportError
 from diffusion_engines.onnx.export import export_module
+from diffusion_engines.precisions import PRECISIONS as ALL_PRECISIONS
+from tests.composition import composed
 from tests.conftest import IMAGE, ROOT, graph_of, load
 
 ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none", tf32=False))
 OPTIONS = sorted(path.stem for path in (ROOT / "conf/export").glob("*.yaml"))
 PRECISIONS = ("fp32", "fp16", "bf16")
+BF16_OPSET = ALL_PRECISIONS["bf16"].opset
 # What is refused, by which error: the TorchScript exporter's text encoders in half precision.
 # (Exporter, opset, component, precision.)
 _REFUSED: dict[tuple[str, int, str, str], tuple[type[DiffusionEnginesError], str]] = {
@@ -61,16 +55,9 @@ class Case:
         return self.export.exporter, self.export.opset, self.component, self.precision
 
 
-def composed(folder: Path, *overrides: str) -> dict[str, Any]:
-    for name in ("conf", "hydra_plugins"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__py*"))
-    compose_params([*overrides], folder)
-    return yaml.safe_load((folder / "params.yaml").read_text())
-
-
-def case_of_conf(option: str, component: str, precision: str, folder: Path) -> Case:
+def case_of_conf(option: str, component: str, precision: str) -> Case:
     """Return what an option of conf/export/ means for a component; skip where nothing."""
-    (export,) = sections_from_config(composed(folder, f"export={option}"), ["export"]).values()
+    (export,) = sections_from_config(composed(f"export={option}"), ["export"]).values()
     if precision == "bf16" and export.opset < BF16_OPSET:
         if option != "dynamo":
             pytest.skip(f"ONNX has no bf16 convolutions at opset {export.opset}")

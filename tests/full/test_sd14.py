@@ -123,7 +123,7 @@ def test_the_simplified_graph_computes_what_pytorch_does(
 def test_every_export_in_conf_is_parsed_and_built(
     weights: Path, tmp_path: Path, option: str, name: str, precision: str
 ) -> None:
-    case = case_of_conf(option, name, precision, tmp_path)
+    case = case_of_conf(option, name, precision)
     (tmp_path / "graph").mkdir()
     started = time.perf_counter()
     check_conversion(case, weights, tmp_path / "graph", IMAGE)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.shared import shared_folder
+
 ROOT = Path(__file__).parents[2]
 
 # One component, so that the whole DAG takes about a minute.
@@ -169,15 +171,29 @@ def make_clone(path: Path) -> Clone:
     return clone
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, and those that need no finished clone before the others.
+
+    So pytest-xdist's workers end at about the same time, and the second one has something to do
+    while the first one makes the finished clone.
+    """
+    waiting = {item.path for item in items if "finished" in getattr(item, "fixturenames", ())}
+
+    def place(item: pytest.Item) -> int:
+        if item.get_closest_marker("pipeline") is None:
+            return 2
+        return 1 if item.path in waiting else 0
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which everything is built; do not change it, take :func:`clone`.
 
     pytest-xdist's workers share it: the first one that gets here builds it.
     """
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
+    folder = shared_folder(tmp_path_factory)
     path = folder / "finished"
     with FileLock(folder / "finished.lock"):
         if not path.exists():

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ import yaml
 
 from diffusion_engines.runs import dvc_processes
 from tests.pipeline.conftest import Clone, environment
+from tests.tiers import long, long_but
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.pipeline
@@ -98,12 +100,10 @@ def test_a_corrupt_graph_is_caught_by_its_hash(clone: Clone) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     ("victim", "shell"),  # DVC runs stages in $SHELL, which must not stay in between
-    [
-        ("make repro", "/bin/sh"),
-        ("dvc", "/bin/sh"),
-        ("dvc", "/bin/bash"),
-        ("stage", "/bin/sh"),
-    ],
+    long_but(
+        [("make repro", "/bin/sh")],
+        [*product(["make repro", "dvc"], ["/bin/sh", "/bin/bash"]), ("stage", "/bin/sh")],
+    ),
 )
 def test_a_killed_run_leaves_nothing_and_starts_again(
     clone: Clone, victim: str, shell: str
@@ -130,9 +130,9 @@ def test_a_killed_run_leaves_nothing_and_starts_again(
     assert not list(scratch.glob("*unet-fp16"))
 
 
+@long
 def test_two_runs_at_once_do_not_mix(clone: Clone) -> None:
-    clone.compose("export.opset=20")
-    command = ["diffusion-engines", "repro", "export.opset=20"]
+    command = ["diffusion-engines", "repro", "benchmark.repeats=2"]
     first = start(clone, *command)
     lock = clone.path / ".dvc/tmp/repro.lock"
     assert wait_for(lambda: lock.is_file() and lock.read_text().strip() == str(first.pid))
@@ -142,7 +142,7 @@ def test_two_runs_at_once_do_not_mix(clone: Clone) -> None:
     assert "another run works in this folder" in second.output
     assert f"process {first.pid}: make repro" in second.output
     assert first.returncode == 0, output
-    assert "opset: 20" in (clone.path / "params.yaml").read_text()
+    assert "repeats: 2" in (clone.path / "params.yaml").read_text()
 
 
 def test_nothing_is_composed_under_a_running_stage(clone: Clone) -> None:

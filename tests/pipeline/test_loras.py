@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.loras import ATTENTION, write_lora
+from tests.tiers import long
 
 from .conftest import Clone
 
@@ -48,6 +49,7 @@ def clone(fresh: Clone, tiny_weights: Path) -> Clone:
     return fresh
 
 
+@long
 def test_a_lora_reruns_what_it_changes_and_going_back_restores(
     clone: Clone, tiny_weights: Path
 ) -> None:
@@ -108,6 +110,7 @@ def test_one_lora_after_another_leaves_none_of_the_first(
         assert manifest(clone, f"weights/{network}") == manifest(alone, f"weights/{network}")
 
 
+@long
 def test_weights_are_swept_with_the_file_that_dvc_keeps(clone: Clone) -> None:
     clone.run("dvc", "add", "loras/wash.safetensors")
     text = (clone.path / "conf/lora/none.yaml").read_text()

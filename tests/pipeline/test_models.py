@@ -14,7 +14,7 @@ from diffusion_engines.parity.results import read_validation
 from tests.models import reduce_architecture
 from tests.pipeline.conftest import Clone
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.long]
 
 # Components without an engine run in PyTorch.
 FLEET = """\

@@ -10,6 +10,7 @@ from diffusion_engines.layout import Workspace
 from diffusion_engines.parity.results import read_quantization
 from diffusion_engines.precisions import PRECISIONS
 from tests.composition import composed
+from tests.tiers import long
 
 from .conftest import Clone
 
@@ -24,6 +25,7 @@ def quantized(clone: Clone) -> Clone:
     return clone
 
 
+@long
 def test_quantized_graphs_and_engines_are_made_from_what_is_there(quantized: Clone) -> None:
     outcome = quantized.repro()
 

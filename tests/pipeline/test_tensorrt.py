@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.doubles.launcher import install
+from tests.tiers import long
 
 from .conftest import environment, make_clone
 
@@ -67,6 +68,7 @@ def a10(tmp_path: Path) -> dict[str, str]:
     return machine_with(tmp_path, "NVIDIA A10", "8.6")
 
 
+@long
 def test_timing_caches_and_records_outlive_the_machine(tmp_path: Path, a10: dict[str, str]) -> None:
     clone = make_clone(tmp_path / "clone")
     (clone.path / "conf/fleet/small.yaml").write_text(FLEET)

@@ -9,7 +9,8 @@ import pytest
 from tests.pipeline.conftest import Clone
 from tests.toys import add_backend, add_family
 
-pytestmark = pytest.mark.pipeline
+# In `make test`: tests/unit/families/test_toy_family.py, and the toy backend in test_machines.py.
+pytestmark = [pytest.mark.pipeline, pytest.mark.long]
 
 FLEET = """\
 # @package _global_

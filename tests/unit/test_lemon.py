@@ -38,6 +38,7 @@ from diffusion_engines.weights.fuse import fuse_loras
 from diffusion_engines.weights.lora import read_lora
 from tests.conftest import ROOT, graph_of, load
 from tests.manifests import built_manifest, graph_manifest
+from tests.tiers import long
 
 LEMON = ROOT / "models" / "lemon"
 PROMPT = "A big banana leaf with lemons in front of it"
@@ -229,6 +230,7 @@ def test_a_damaged_engine_misses_the_gates(
     assert damage is not None or not missed
 
 
+@long
 def test_a_doubled_scale_misses_the_gate_of_int8(
     drawn: tuple[torch.Tensor, Recorder], tmp_path: Path
 ) -> None:

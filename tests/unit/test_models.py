@@ -37,6 +37,7 @@ from diffusion_engines.weights.sources import check_architecture
 from tests.conftest import ROOT, graph_of, load, write_bundles
 from tests.manifests import built_manifest, graph_manifest
 from tests.models import MODELS, section, small_image, write_reduced_weights
+from tests.tiers import long_but
 
 PROMPT = "A big banana leaf with lemons in front of it"
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
@@ -49,6 +50,12 @@ GRAPHS = [
     *(("sdxl", component, "fp16") for component in stable_diffusion_xl.FAMILY.components),
     ("sdxl", "unet", "fp32"),
     ("sdxl-turbo", "unet", "fp16"),
+]
+QUICK = [
+    ("sd21", "text_encoder", "fp16"),
+    ("sdxl", "text_encoder_2", "fp16"),
+    ("sdxl", "unet", "fp16"),
+    ("sdxl", "vae_decoder", "fp16"),
 ]
 
 
@@ -80,7 +87,7 @@ def params() -> dict[str, Any]:
     return params_from_config(yaml.safe_load((ROOT / "params.yaml").read_text()))
 
 
-@pytest.mark.parametrize(("name", "component", "precision"), GRAPHS)
+@pytest.mark.parametrize(("name", "component", "precision"), long_but(QUICK, GRAPHS))
 def test_a_component_is_exported_simplified_built_and_computes_what_pytorch_does(
     reduced: dict[str, Reduced],
     params: dict[str, Any],
@@ -245,7 +252,7 @@ def test_a_recording_has_every_output_of_every_call(
             torch.testing.assert_close(again, outputs)
 
 
-@pytest.mark.parametrize("name", ["sd14", "sd21", "sdxl"])
+@pytest.mark.parametrize("name", long_but(["sd14"], ["sd14", "sd21", "sdxl"]))
 def test_configs_with_nothing_but_what_has_no_default_make_the_same_pictures(
     tmp_path: Path, name: str
 ) -> None:
@@ -274,7 +281,7 @@ def serve(model: Reduced, folder: Path) -> Any:
 
 
 # With the keys of their published configs, and no others: SD 1.4's lack time_cond_proj_dim.
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", long_but(["sd21", "sdxl-turbo"], MODELS))
 def test_served_engines_paint_what_diffusers_paints(
     reduced: dict[str, Reduced], tmp_path: Path, name: str
 ) -> None:

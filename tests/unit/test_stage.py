@@ -26,9 +26,10 @@ from diffusion_engines.runtime.calls import Recorder
 from diffusion_engines.stage import _run
 from tests.conftest import ROOT
 from tests.manifests import graph_manifest
+from tests.tiers import long_but
 from tests.waiting import is_gone, wait_for
 
-STAGES = sorted((ROOT / "stages").glob("*.py"))
+STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py"))
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,9 @@ def run_script(script: Path, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("script", STAGES, ids=lambda p: p.stem)
-def test_help_says_what_a_stage_reads_and_writes(script: Path) -> None:
-    done = run_script(script, "--help")
+@pytest.mark.parametrize("name", long_but(["build", "export", "probe"], STAGES))
+def test_help_says_what_a_stage_reads_and_writes(name: str) -> None:
+    done = run_script(ROOT / f"stages/{name}.py", "--help")
     assert done.returncode == 0, done.stderr
     assert "\nReads   " in done.stdout
     assert "\nWrites  artifacts/" in done.stdout

@@ -28,10 +28,9 @@ from diffusion_engines.errors import (
     IntegrityError,
 )
 from diffusion_engines.files import write_json
-from diffusion_engines.onnx.export import export_module
 from diffusion_engines.runtime.bundle import load_bundle, wrap_engine
 from diffusion_engines.runtime.networks import example_inputs
-from tests.conftest import graph_of, load
+from tests.conftest import Exports, graph_of
 from tests.manifests import built_manifest, graph_manifest
 
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
@@ -41,22 +40,8 @@ H100 = TensorRTRTXTarget("tensorrt_rtx", ["9.0"], RTX_BUILD)
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    graphs = {}
-    for precision in ("fp32", "fp16"):
-        loaded = load(tiny_weights, "vae_decoder", precision)
-        folder = tmp_path_factory.mktemp(precision)
-        export_module(
-            loaded.module,
-            loaded.inputs,
-            folder,
-            precision=precision,
-            exporter="dynamo",
-            opset=18,
-            patches=[],
-        )
-        graphs[precision] = (loaded, folder / "model.onnx")
-    return graphs
+def exported(exports: Exports) -> dict:
+    return {precision: exports("vae_decoder", precision) for precision in ("fp32", "fp16")}
 
 
 def make_bundle(exported: dict, tmp_path: Path, target=CPU, precision: str = "fp32") -> Path:

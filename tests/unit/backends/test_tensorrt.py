@@ -29,9 +29,8 @@ from diffusion_engines.config import Dynamic
 from diffusion_engines.errors import BuildError, FingerprintError, HardwareError, IntegrityError
 from diffusion_engines.files import write_json
 from diffusion_engines.manifests import Bundle
-from diffusion_engines.onnx.export import export_module
 from diffusion_engines.runtime.bundle import check_bundle, load_bundle
-from tests.conftest import graph_of, load
+from tests.conftest import Exports, graph_of
 from tests.doubles.launcher import install
 from tests.manifests import bundle_manifest, engine_manifest, graph_manifest
 from tests.unit.backends.test_trtexec import BUILD
@@ -42,19 +41,10 @@ PLATFORM = preflight.platform_name()
 
 
 @pytest.fixture(scope="module")
-def graph(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    loaded = load(tiny_weights, "vae_decoder", "fp16", Dynamic([1, 4], [64, 256], [64, 256]))
-    folder = tmp_path_factory.mktemp("graph")
-    export_module(
-        loaded.module,
-        loaded.inputs,
-        folder,
-        precision="fp16",
-        exporter="dynamo",
-        opset=18,
-        patches=[],
-    )
-    return graph_of(folder / "model.onnx", loaded.inputs, "fp16")
+def graph(exports: Exports) -> Any:
+    dynamic = Dynamic([1, 4], [64, 256], [64, 256])
+    loaded, path = exports("vae_decoder", "fp16", dynamic=dynamic)
+    return graph_of(path, loaded.inputs, "fp16")
 
 
 # TensorRT-RTX deprecates timing caches, of which TensorRT's API is the same.

@@ -23,8 +23,7 @@ from diffusion_engines.backends.tensorrt.settings import TensorRTBuild, TensorRT
 from diffusion_engines.config import Dynamic
 from diffusion_engines.errors import BuildError, HardwareError
 from diffusion_engines.families.base import Dim, TensorSpec
-from diffusion_engines.onnx.export import export_module
-from tests.conftest import ROOT, graph_of, load
+from tests.conftest import ROOT, Exports, graph_of
 from tests.doubles.launcher import install
 
 RELEASES = json.loads((ROOT / "tests/data/trtexec_options.json").read_text())["releases"]
@@ -173,24 +172,14 @@ def test_versions_are_read_in_both_spellings(text: str, version: tuple[int, int,
 
 
 @pytest.fixture(scope="module")
-def graphs(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def graphs(exports: Exports) -> dict[str, Any]:
     found = {}
     for key, dynamic in (
         ("fixed", Dynamic(None, None, None)),
         ("open", Dynamic([1, 4], [64, 256], [64, 256])),
     ):
-        loaded = load(tiny_weights, "vae_decoder", "fp16", dynamic)
-        folder = tmp_path_factory.mktemp(key)
-        export_module(
-            loaded.module,
-            loaded.inputs,
-            folder,
-            precision="fp16",
-            exporter="dynamo",
-            opset=18,
-            patches=[],
-        )
-        found[key] = folder / "model.onnx", loaded.inputs
+        loaded, path = exports("vae_decoder", "fp16", dynamic=dynamic)
+        found[key] = path, loaded.inputs
     return found
 
 

@@ -6,36 +6,47 @@ tests/full/test_sd14.py.
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
-from diffusion_engines.fleet import BF16_OPSET, OPSETS, OPSETS_WITH_EXPLICIT_ATTENTION
 
+from diffusion_engines.checks import OPSETS, OPSETS_WITH_EXPLICIT_ATTENTION
 from diffusion_engines.config import Export
 from diffusion_engines.onnx.graph import MODEL
 from diffusion_engines.onnx.operators import graph_statistics
+from tests.composition import composed
 from tests.conftest import COMPONENTS, ROOT, STATIC
-from tests.conversion import OPTIONS, PRECISIONS, Case, case_of_conf, check_conversion, composed
+from tests.conversion import BF16_OPSET, OPTIONS, PRECISIONS, Case, case_of_conf, check_conversion
+from tests.tiers import long_but
 
 FLEETS = sorted(path.stem for path in (ROOT / "conf/fleet").glob("*.yaml"))
+# Every option, every component and every precision at least once, and what is refused.
+QUICK = [
+    ("article", "unet", "fp16"),
+    ("dynamic", "vae_decoder", "fp16"),
+    ("dynamo", "text_encoder", "fp32"),
+    ("dynamo", "unet", "fp16"),
+    ("dynamo", "vae_decoder", "bf16"),
+    ("torchscript", "text_encoder", "fp16"),
+    ("torchscript", "vae_decoder", "fp32"),
+]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("component", COMPONENTS)
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    ("option", "component", "precision"),
+    long_but(QUICK, product(OPTIONS, COMPONENTS, PRECISIONS)),
+)
 def test_every_export_in_conf_is_parsed_and_built(
     tiny_weights: Path, tmp_path: Path, option: str, component: str, precision: str
 ) -> None:
-    case = case_of_conf(option, component, precision, tmp_path)
-    (tmp_path / "graph").mkdir()
-    check_conversion(case, tiny_weights, tmp_path / "graph")
+    case = case_of_conf(option, component, precision)
+    check_conversion(case, tiny_weights, tmp_path)
 
 
-def test_the_precisions_of_the_fleets_are_those_above(tmp_path: Path) -> None:
+def test_the_precisions_of_the_fleets_are_those_above() -> None:
     for fleet in FLEETS:
-        folder = tmp_path / fleet
-        folder.mkdir()
-        exports = composed(folder, f"fleet={fleet}")["exports"].values()
+        exports = composed(f"fleet={fleet}")["exports"].values()
         assert {item["precision"] for item in exports} <= {*PRECISIONS}
 
 

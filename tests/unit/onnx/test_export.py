@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import onnx
@@ -20,7 +21,8 @@ from diffusion_engines.onnx.export import _traceable, export_module
 from diffusion_engines.onnx.graph import DATA, MODEL, check_graph
 from diffusion_engines.onnx.tracing import shapes_alone
 from diffusion_engines.runtime.networks import example_inputs
-from tests.conftest import load
+from tests.conftest import COMPONENTS, load
+from tests.tiers import long, long_but
 
 INPUTS = (TensorSpec("input_0", "latents", "component", (2, 4, 8, 8)),)
 
@@ -67,6 +69,7 @@ def test_large_weights_are_external_and_readable_by_others(tmp_path: Path, expor
     assert (tmp_path / DATA).stat().st_mode == path.stat().st_mode
 
 
+@long
 def test_exports_of_two_processes_are_equal_byte_for_byte(
     tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -111,8 +114,10 @@ def test_a_failure_names_its_cause_instead_of_advice_to_developers(
     assert "submit a PR" not in str(raised.value)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", ["text_encoder", "unet", "vae_decoder"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    long_but([("unet", "fp16")], product(COMPONENTS, ["fp32", "fp16"])),
+)
 def test_tracing_without_arithmetic_changes_nothing_of_the_graph(
     tiny_weights: Path,
     tmp_path: Path,

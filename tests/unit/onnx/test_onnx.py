@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from diffusion_engines.onnx.patches import applied
 from diffusion_engines.onnx.simplify import check_same_results, simplify_graph
 from diffusion_engines.onnx.statistics import Simplification
 from diffusion_engines.runtime.networks import example_inputs
-from tests.conftest import COMPONENTS, Loaded, load
+from tests.conftest import COMPONENTS, Exports, Loaded, load
+from tests.tiers import long, long_but
 
 PATCHES = ["explicit_attention"]
 OPEN = Dynamic(batch_size=[1, 4], height=[64, 768], width=[64, 768])
@@ -55,25 +57,24 @@ def error_in_onnxruntime(path: Path, loaded: Loaded, inputs: tuple[torch.Tensor,
 @pytest.mark.parametrize(
     ("exporter", "opset", "patches"),
     [
-        ("dynamo", 17, []),
-        ("dynamo", 18, []),
-        ("dynamo", 20, []),
-        ("torchscript", 17, []),
-        ("torchscript", 12, PATCHES),
+        pytest.param("dynamo", 17, (), marks=long),
+        ("dynamo", 18, ()),
+        pytest.param("dynamo", 20, (), marks=long),
+        pytest.param("torchscript", 17, (), marks=long),
+        ("torchscript", 12, tuple(PATCHES)),
     ],
 )
 def test_an_export_computes_what_pytorch_does(
-    tiny_weights: Path, tmp_path: Path, name: str, exporter: str, opset: int, patches: list[str]
+    exports: Exports, name: str, exporter: str, opset: int, patches: tuple[str, ...]
 ) -> None:
-    loaded = load(tiny_weights, name)
-    path = export(loaded, tmp_path / "x", exporter=exporter, opset=opset, patches=patches)
+    loaded, path = exports(name, "fp32", exporter, opset, patches)
 
     model = onnx.load(path, load_external_data=False)
     assert opset_of(model) == opset
     count = len(loaded.inputs)
     assert [i.name for i in model.graph.input] == [f"input_{i}" for i in range(count)]
     assert [o.name for o in model.graph.output] == ["output_0"]
-    assert (tmp_path / "x" / "model.onnx.data").stat().st_size > path.stat().st_size / 10
+    assert path.with_name("model.onnx.data").stat().st_size > path.stat().st_size / 10
     assert str(Path(torch.__file__).parent).encode() not in path.read_bytes()
     inputs = example_inputs(loaded.inputs, "fp32", vocabulary=loaded.vocabulary, seed=1)
     assert error_in_onnxruntime(path, loaded, inputs) < 1e-4
@@ -86,7 +87,7 @@ def test_opset_12_needs_the_attention_patch(tiny_weights: Path, tmp_path: Path, 
     assert "export.patches=[explicit_attention]" in str(raised.value)
 
 
-@pytest.mark.parametrize("opset", [12, 13, 14])
+@pytest.mark.parametrize("opset", long_but([14], [12, 13, 14]))
 def test_an_opset_that_dynamo_answers_with_another_fails(
     tiny_weights: Path, tmp_path: Path, opset: int
 ) -> None:
@@ -117,8 +118,13 @@ def test_two_exports_are_equal_byte_for_byte(
         assert paths[0].with_name(file).read_bytes() == paths[1].with_name(file).read_bytes()
 
 
-@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
-@pytest.mark.parametrize("name", ["unet", "vae_decoder", "text_encoder"])
+@pytest.mark.parametrize(
+    ("name", "exporter"),
+    long_but(
+        [("vae_decoder", "dynamo"), ("text_encoder", "dynamo"), ("unet", "torchscript")],
+        product(COMPONENTS, ["dynamo", "torchscript"]),
+    ),
+)
 def test_open_dimensions_take_other_sizes(
     tiny_weights: Path, tmp_path: Path, name: str, exporter: str
 ) -> None:

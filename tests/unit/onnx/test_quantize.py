@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from diffusion_engines.runtime.calls import spread
 from diffusion_engines.runtime.networks import example_inputs
 from tests.conftest import COMPONENTS, Loaded, graph_of, load
 from tests.manifests import built_manifest, graph_manifest
+from tests.tiers import long, long_but
 
 RTX = TensorRTRTXTarget(
     "tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "layer_names_only", tf32=False)
@@ -60,6 +62,9 @@ SETTINGS: dict[str, Any] = {
 # which loses most, was measured at.
 ALLOWED = {"fp32": 1e-5, "fp16": 3e-3, "fp16-mixed": 3e-3, "int8": 0.4, "fp8": 0.5}
 SOURCE: dict[str, Any] = {"int8": "fp16", "fp8": "fp16", "fp16-mixed": "fp32"}
+EVERY = ("fp32", "fp16", "bf16", *("fp16-mixed", "int8", "fp8"))
+# The UNet, whose graphs take longest, is quantized in tests/pipeline/test_quantize.py as well.
+QUICK = [*product(["vae_decoder"], SOURCE), ("text_encoder", "int8")]
 
 
 class Graphs:
@@ -127,8 +132,7 @@ def types_of(path: Path) -> list[int]:
     return [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)]
 
 
-@pytest.mark.parametrize("precision", SOURCE)
-@pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.parametrize(("name", "precision"), long_but(QUICK, product(COMPONENTS, SOURCE)))
 def test_a_lower_precision_computes_nearly_the_same(
     graphs: Graphs, name: str, precision: str
 ) -> None:
@@ -146,8 +150,12 @@ def test_a_lower_precision_computes_nearly_the_same(
     assert worst["not_finite"] == 0
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp16-mixed", "int8", "fp8"])
-@pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    long_but(
+        [*product(["vae_decoder"], EVERY), ("text_encoder", "int8")], product(COMPONENTS, EVERY)
+    ),
+)
 def test_tensorrt_rtx_builds_every_component_in_every_precision(
     graphs: Graphs, tmp_path: Path, name: str, precision: str
 ) -> None:
@@ -182,7 +190,7 @@ def test_onnxruntime_builds_and_runs_it(graphs: Graphs, tmp_path: Path, precisio
     assert error < ALLOWED[precision]
 
 
-@pytest.mark.parametrize("opset", [18, 20, 22])
+@pytest.mark.parametrize("opset", long_but([18, 22], [18, 20, 22]))
 def test_activations_are_quantized_at_every_opset(graphs: Graphs, opset: int) -> None:
     # GroupNormalization exists from opset 21 on; left alone, ModelOpt loses the types behind it.
     lowered = graphs.lowered("vae_decoder", "int8", opset)
@@ -194,13 +202,14 @@ def test_activations_are_quantized_at_every_opset(graphs: Graphs, opset: int) ->
     assert found.kept["Conv"] == 3
 
 
-def test_entropy_calibration_takes_fp16(graphs: Graphs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", long_but(["vae_decoder"], ["unet", "vae_decoder"]))
+def test_entropy_calibration_takes_fp16(graphs: Graphs, tmp_path: Path, name: str) -> None:
     # ONNX Runtime asked for more bins than fp16 has numbers.
-    source = graphs.source("unet", "fp16")
+    source = graphs.source(name, "fp16")
     quantize_graph(
         source,
         tmp_path,
-        [inputs for inputs, _ in graphs.calls("unet")],
+        [inputs for inputs, _ in graphs.calls(name)],
         precision="int8",
         source_precision="fp16",
         method="entropy",
@@ -208,11 +217,12 @@ def test_entropy_calibration_takes_fp16(graphs: Graphs, tmp_path: Path) -> None:
         log=tmp_path / "logs" / "modelopt.log",
     )
     parity = compare_graphs(
-        source / MODEL, tmp_path / MODEL, graphs.calls("unet"), names=("source", "int8")
+        source / MODEL, tmp_path / MODEL, graphs.calls(name), names=("source", "int8")
     )
     assert parity.worst()["rel_l2"] < 2 * ALLOWED["int8"]
 
 
+@long
 def test_what_is_kept_is_neither_more_nor_less(graphs: Graphs, tmp_path: Path) -> None:
     # ModelOpt takes names as patterns: "node_conv2d" would keep "node_conv2d_1" and all others.
     source = graphs.source("unet", "fp16")

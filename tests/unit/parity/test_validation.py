@@ -23,7 +23,6 @@ from diffusion_engines.config import (
 )
 from diffusion_engines.errors import ConfigError, IntegrityError
 from diffusion_engines.layout import Workspace
-from diffusion_engines.onnx.export import export_module
 from diffusion_engines.parity.results import Validation, read_validation, write_validation
 from diffusion_engines.parity.scorers import ALEXNET
 from diffusion_engines.parity.validation import validate_target
@@ -32,7 +31,7 @@ from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.bundle import wrap_engine
 from diffusion_engines.runtime.recording import record_reference
-from tests.conftest import COMPONENTS, ROOT, graph_of, load
+from tests.conftest import COMPONENTS, ROOT, Exports, graph_of
 from tests.manifests import built_manifest, graph_manifest
 
 CPU = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
@@ -41,7 +40,7 @@ STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def built(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(tiny_weights: Path, exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights, a recorded reference and sound fp32 bundles, as the stages write them."""
     root = tmp_path_factory.mktemp("built")
     shutil.copytree(tiny_weights, Workspace(root).weights)
@@ -55,25 +54,13 @@ def built(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     manifests.write(reference, manifests.Reference(2))
     for name in COMPONENTS:
-        loaded = load(tiny_weights, name)
-        graph, engine = root / "graphs" / name, root / "engines" / name
-        bundle = Workspace(root).bundle("cpu", name)
-        for folder in (graph, engine, bundle):
+        loaded, path = exports(name, exporter="torchscript", opset=17)
+        engine, bundle = root / "engines" / name, Workspace(root).bundle("cpu", name)
+        for folder in (engine, bundle):
             folder.mkdir(parents=True)
-        export_module(
-            loaded.module,
-            loaded.inputs,
-            graph,
-            precision="fp32",
-            exporter="torchscript",
-            opset=17,
-            patches=[],
-            vocabulary=loaded.vocabulary,
-        )
-        module = backend("onnxruntime")
-        built = graph_of(graph / "model.onnx", loaded.inputs, "fp32", name)
         made = graph_manifest(name, "fp32", loaded.inputs)
-        result = module.build(built, engine, CPU)
+        built = graph_of(path, loaded.inputs, "fp32", name)
+        result = backend("onnxruntime").build(built, engine, CPU)
         manifests.write(engine, built_manifest(f"cpu-{name}", made, CPU, result))
         wrap_engine(engine, bundle)
     return root

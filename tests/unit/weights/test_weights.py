@@ -183,7 +183,9 @@ def test_a_wrong_scale_factor_is_refused(tiny_weights: Path) -> None:
 
 DOWNLOAD = """
 import sys
+import time
 from pathlib import Path
+time.sleep = lambda seconds: None  # which the hub's library does before each of its retries
 from diffusion_engines.errors import WeightsError
 from diffusion_engines.families.stable_diffusion import FAMILY
 from diffusion_engines.weights.sources import copy_from_hub
