@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from diffusion_engines.fleet import BF16_OPSET
 
+from diffusion_engines import precisions
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXBuild, TensorRTRTXTarget
 from diffusion_engines.compose import compose_params
@@ -26,6 +26,7 @@ from tests.conftest import IMAGE, ROOT, graph_of, load
 ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", "none", tf32=False))
 OPTIONS = sorted(path.stem for path in (ROOT / "conf/export").glob("*.yaml"))
 PRECISIONS = ("fp32", "fp16", "bf16")
+BF16_OPSET = precisions.PRECISIONS["bf16"].opset
 # What is refused, by which error: the TorchScript exporter's text encoders in half precision.
 # (Exporter, opset, component, precision.)
 _REFUSED: dict[tuple[str, int, str, str], tuple[type[DiffusionEnginesError], str]] = {

@@ -100,7 +100,7 @@ def _run(path: Path, seed: int) -> list[np.ndarray]:
         shape = [_size(dim, axis) for axis, dim in enumerate(value.shape)]
         dtype = NUMPY[value.type]
         if dtype is np.int64:
-            feeds[value.name] = generator.integers(0, 256, shape)
+            feeds[value.name] = generator.integers(0, 2, shape)  # any embedding has two
         elif len(shape) == 1:
             feeds[value.name] = np.full(shape, 500.0, dtype)
         else:

@@ -9,13 +9,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from diffusion_engines.fleet import BF16_OPSET, OPSETS, OPSETS_WITH_EXPLICIT_ATTENTION
 
+from diffusion_engines.checks import OPSETS, OPSETS_WITH_EXPLICIT_ATTENTION
 from diffusion_engines.config import Export
 from diffusion_engines.onnx.graph import MODEL
 from diffusion_engines.onnx.operators import graph_statistics
 from tests.conftest import COMPONENTS, ROOT, STATIC
-from tests.conversion import OPTIONS, PRECISIONS, Case, case_of_conf, check_conversion, composed
+from tests.conversion import (
+    BF16_OPSET,
+    OPTIONS,
+    PRECISIONS,
+    Case,
+    case_of_conf,
+    check_conversion,
+    composed,
+)
 
 FLEETS = sorted(path.stem for path in (ROOT / "conf/fleet").glob("*.yaml"))
 
