@@ -11,7 +11,8 @@ from PIL import Image
 from diffusion_engines import config
 from diffusion_engines.bench.breakdown import summarize
 from diffusion_engines.bench.memory import PeakMemory
-from diffusion_engines.bench.results import ENGINES, Benchmark, write_benchmark
+from diffusion_engines.bench.results import Benchmark, write_benchmark
+from diffusion_engines.config import ENGINES
 from diffusion_engines.files import write_json, write_manifest
 from diffusion_engines.layout import Workspace
 from diffusion_engines.machines import this_machine

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffusion_engines.backends import backend
+from diffusion_engines.config import ENGINES
 from diffusion_engines.errors import ConfigError, WeightsError
 from diffusion_engines.families import family_of
 from diffusion_engines.families.base import Family
@@ -46,6 +47,7 @@ def check_params(params: dict[str, Any], root: Path) -> None:
             *_graphs(params),
             *_quantize(params),
             *_tolerances(params),
+            *_benchmark(params),
             *_generate(params),
             *_guidance(params),
         ]
@@ -228,6 +230,14 @@ def _tolerances(params: dict[str, Any]) -> Iterator[str]:
                 f"validate.components.{component}.{precision}: missing, expected rel_l2, max_abs "
                 "and cosine (conf/validate/)"
             )
+
+
+def _benchmark(params: dict[str, Any]) -> Iterator[str]:
+    if ENGINES in params["benchmark"].baselines:
+        yield (
+            f"benchmark.baselines.{ENGINES}: the name is taken by what the baselines are beside; "
+            "choose another (conf/benchmark/)"
+        )
 
 
 def _generate(params: dict[str, Any]) -> list[str]:

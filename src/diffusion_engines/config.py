@@ -126,7 +126,6 @@ class Simplify:
     skipped_optimizers: list[str]
     # relative L2 error between the graph before and after, by precision
     rel_l2: dict[ExportedPrecision, Tolerance]
-    seed: int
     # recorded calls that the graph is compared with PyTorch at, spread over all; null: every one
     calls: PositiveInt | None
 
@@ -261,6 +260,10 @@ class Validate:
     latents: dict[PrecisionName, LatentsGate]
     images: dict[PrecisionName, ImageGate]
     scorers: str  # a folder with pretrained networks that score images; parity/scorers.py
+
+
+# What is timed beside the baselines.
+ENGINES = "engines"
 
 
 @dataclass(config=_STRICT)

@@ -8,11 +8,10 @@ from the merged rest: of two machines that each measured their own target, that 
 from __future__ import annotations
 
 import subprocess
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from diffusion_engines.errors import IntegrityError
 
@@ -69,7 +68,12 @@ def merge_lock(root: Path) -> list[str]:
 
 
 def _side(root: Path, number: int) -> dict[str, Any] | None:
+    from dvc.utils.serialize import parse_yaml
+
     done = subprocess.run(
         ["git", "show", f":{number}:{LOCK}"], cwd=root, capture_output=True, check=False
     )
-    return yaml.safe_load(done.stdout) if done.returncode == 0 else None
+    if done.returncode:
+        return None
+    # DVC's YAML is 1.2: to PyYAML, its 1e-05 is a text.
+    return typing.cast(dict[str, Any], parse_yaml(done.stdout.decode(), f"{number}:{LOCK}"))

@@ -125,6 +125,11 @@ def test_weights_from_the_hub_are_those_of_one_commit(
     check(params)
 
 
+def test_a_baseline_has_a_name_of_its_own(params: dict[str, Any]) -> None:
+    params["benchmark"]["baselines"] = {"engines": params["benchmark"]["baselines"]["pytorch"]}
+    assert "benchmark.baselines.engines: the name is taken" in problems(params)
+
+
 def test_a_patch_that_does_not_exist_is_refused(params: dict[str, Any]) -> None:
     params["export"]["patches"] = ["explicit_attention", "magic"]
     found = problems(params)

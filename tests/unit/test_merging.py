@@ -13,6 +13,8 @@ from diffusion_engines.errors import IntegrityError
 from diffusion_engines.merging import merge_lock, merge_stages
 
 A, B, C = {"cmd": "a"}, {"cmd": "b"}, {"cmd": "c"}
+# As DVC writes small numbers, which YAML 1.1 takes for texts.
+SMALL = "    params: {rel_l2: 1e-05}\n"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,8 @@ def git(folder: Path, *arguments: str, check: bool = True) -> None:
 
 
 def write_lock(folder: Path, stages: dict[str, Any], message: str) -> None:
-    (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    text = yaml.safe_dump({"schema": "2.0", "stages": stages})
+    (folder / "dvc.lock").write_text(f"{text}  simplify:\n    cmd: s\n{SMALL}")
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", message)
 
@@ -64,6 +67,10 @@ def test_a_conflict_in_the_middle_of_a_merge_is_resolved_and_staged(tmp_path: Pa
 
     assert merge_lock(tmp_path) == ["report"]
 
-    lock = yaml.safe_load((tmp_path / "dvc.lock").read_text())
+    text = (tmp_path / "dvc.lock").read_text()
+    assert text.count("1e-05\n") == 1
+    assert "'" not in text.split("stages:")[1]
+    lock = yaml.safe_load(text)
+    assert lock["stages"].pop("simplify") is not None
     assert lock == {"schema": "2.0", "stages": {"benchmark@a": C, "benchmark@b": B}}
     git(tmp_path, "commit", "-qm", "merged")  # nothing is in conflict any more

@@ -10,7 +10,8 @@ from typing import Any
 from diffusion_engines import config
 from diffusion_engines.bench.breakdown import summarize
 from diffusion_engines.bench.memory import PeakMemory, peak_memory_of
-from diffusion_engines.bench.results import ENGINES, Benchmark
+from diffusion_engines.bench.results import Benchmark
+from diffusion_engines.config import ENGINES
 from diffusion_engines.errors import ConfigError, HardwareError
 from diffusion_engines.families.base import Network
 from diffusion_engines.layout import Workspace

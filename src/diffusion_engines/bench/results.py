@@ -12,11 +12,10 @@ from typing import Any
 
 from diffusion_engines import config
 from diffusion_engines.bench.memory import PeakMemory
+from diffusion_engines.config import ENGINES
 from diffusion_engines.files import write_json, write_table
 from diffusion_engines.results import read_result, write_result
 
-# The runner that is no baseline.
-ENGINES = "engines"
 # Raise it when a field of a result changes.
 _VERSION = 1
 

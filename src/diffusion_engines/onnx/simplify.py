@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +16,7 @@ from onnx.checker import ValidationError
 from diffusion_engines.errors import ExportError
 from diffusion_engines.names import trailing_number
 from diffusion_engines.onnx.graph import MODEL, save_with_external_data
-from diffusion_engines.onnx.session import NUMPY, session_of
+from diffusion_engines.onnx.session import NUMPY, feeds_of, session_of
 from diffusion_engines.progress import step
 
 
@@ -46,8 +48,22 @@ def simplify_graph(source: Path, folder: Path, *, skipped_optimizers: list[str])
     shutil.rmtree(raw)
 
 
-def check_same_results(before: Path, after: Path, *, seed: int, allowed: float) -> float | None:
+def check_same_results(
+    before: Path,
+    after: Path,
+    *,
+    allowed: float,
+    inputs: Sequence[Any] | None = None,
+    seed: int = 0,
+) -> float | None:
     """Return the relative L2 error between two graphs, None where neither can be run here.
+
+    Args:
+        before: a graph.
+        after: what onnxsim made of it.
+        allowed: the largest error.
+        inputs: tensors, such as a recorded call has; None: random ones of ``seed``.
+        seed: of these.
 
     Raises:
         ExportError: the error exceeds ``allowed``.
@@ -56,7 +72,7 @@ def check_same_results(before: Path, after: Path, *, seed: int, allowed: float) 
     if any(i.data_type == onnx.TensorProto.BFLOAT16 for i in model.graph.initializer):
         print("  not compared numerically: ONNX Runtime's CPU kernels have no bf16")
         return None
-    error = relative_l2_between(before, after, seed=seed)
+    error = relative_l2_between(before, after, inputs=inputs, seed=seed)
     print(f"  relative L2 error of the simplified graph: {error:.2e} (allowed {allowed:.0e})")
     if not error <= allowed:  # also when it is NaN
         raise ExportError(
@@ -68,12 +84,13 @@ def check_same_results(before: Path, after: Path, *, seed: int, allowed: float) 
     return error
 
 
-def relative_l2_between(before: Path, after: Path, *, seed: int) -> float:
-    """Run both graphs in ONNX Runtime on the same seeded inputs; return their relative L2 error.
+def relative_l2_between(
+    before: Path, after: Path, *, inputs: Sequence[Any] | None = None, seed: int = 0
+) -> float:
+    """Run both graphs in ONNX Runtime on the same inputs; return their relative L2 error.
 
-    Of several outputs, it is that of the one that differs most.
-
-    Open dimensions are run at 2 (batch) and 16 (edges), which every network here accepts.
+    Of several outputs, it is that of the one that differs most. In random inputs, as of
+    :func:`check_same_results`, open dimensions are 2 (batch) and 16 (edges).
 
     Raises:
         ExportError: a graph cannot be run.
@@ -81,7 +98,7 @@ def relative_l2_between(before: Path, after: Path, *, seed: int) -> float:
     runs = []
     for label, path in (("before", before), ("after", after)):
         with step(f"run the graph {label} simplification"):
-            runs.append(_run(path, seed))
+            runs.append(_run(path, inputs, seed))
     # np.max and not max: of an output that is NaN, it is NaN.
     return float(np.max([_relative_l2(*outputs) for outputs in zip(*runs, strict=True)]))
 
@@ -92,22 +109,30 @@ def _relative_l2(reference: np.ndarray, result: np.ndarray) -> float:
     return float(np.linalg.norm(result - reference)) / norm
 
 
-def _run(path: Path, seed: int) -> list[np.ndarray]:
+def _run(path: Path, inputs: Sequence[Any] | None, seed: int) -> list[np.ndarray]:
     session = session_of(path)
+    if inputs is None:
+        feeds = _random_feeds(session.get_inputs(), seed)
+    else:
+        feeds = feeds_of(session.get_inputs(), inputs)
+    # By number: onnxsim may list the outputs in another order.
+    names = sorted((value.name for value in session.get_outputs()), key=trailing_number)
+    return session.run(names, feeds)
+
+
+def _random_feeds(inputs: Sequence[Any], seed: int) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
     feeds = {}
-    for value in session.get_inputs():
+    for value in inputs:
         shape = [_size(dim, axis) for axis, dim in enumerate(value.shape)]
         dtype = NUMPY[value.type]
         if dtype is np.int64:
-            feeds[value.name] = generator.integers(0, 2, shape)  # any embedding has two
+            feeds[value.name] = generator.integers(0, 256, shape)
         elif len(shape) == 1:
             feeds[value.name] = np.full(shape, 500.0, dtype)
         else:
             feeds[value.name] = generator.standard_normal(shape).astype(dtype)
-    # By number: onnxsim may list the outputs in another order.
-    names = sorted((value.name for value in session.get_outputs()), key=trailing_number)
-    return session.run(names, feeds)
+    return feeds
 
 
 def _size(dim: int | str | None, axis: int) -> int:

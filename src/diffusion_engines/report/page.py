@@ -10,7 +10,8 @@ from typing import Any
 import jinja2
 
 from diffusion_engines import config
-from diffusion_engines.bench.results import ENGINES, Benchmark
+from diffusion_engines.bench.results import Benchmark
+from diffusion_engines.config import ENGINES
 from diffusion_engines.families import role_of
 from diffusion_engines.files import write_json
 from diffusion_engines.layout import Workspace

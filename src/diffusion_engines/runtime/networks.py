@@ -101,14 +101,13 @@ def example_inputs(
 ) -> tuple[torch.Tensor, ...]:
     """Return seeded inputs of the right shapes and dtypes: noise, a timestep, token ids.
 
-    Sizes are those of a picture of 512×512 pixels. Integers lie below ``vocabulary``; where that is
-    unknown (0) they are 0 or 1, which any embedding has.
+    Sizes are those of a picture of 512×512 pixels.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = []
     for spec in specs:
         if spec.dtype == "int64":
-            tensors.append(torch.randint(vocabulary or 2, spec.size, generator=generator))
+            tensors.append(torch.randint(max(vocabulary, 1), spec.size, generator=generator))
         elif spec.role == "timestep":
             tensors.append(torch.full(spec.size, 999.0))
         elif spec.role == "sizes":

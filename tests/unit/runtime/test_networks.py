@@ -61,10 +61,10 @@ def test_random_weights_leave_the_published_configs_alone(tmp_path: Path) -> Non
         assert {value.dtype for value in module.parameters()} == {torch.float16}
 
 
-def test_integers_of_an_unknown_range_are_ones_that_any_embedding_has() -> None:
+def test_integers_of_an_unknown_range_are_those_that_any_embedding_has() -> None:
     specs = (TensorSpec("input_0", "class labels", "int64", (64,)),)
     (labels,) = example_inputs(specs, "fp32")
-    assert set(labels.tolist()) == {0, 1}
+    assert set(labels.tolist()) == {0}
     (tokens,) = example_inputs(specs, "fp32", vocabulary=1000)
     assert 500 < tokens.max() < 1000
 
