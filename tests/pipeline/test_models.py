@@ -1,4 +1,4 @@
-"""SDXL at reduced width through the whole DAG: two text encoders, one of them with two outputs."""
+"""Models at reduced width through the whole DAG: SDXL's networks, and configs of 2022."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
+import torch
 
+from diffusion_engines import load_pipeline
 from diffusion_engines.layout import Workspace
 from diffusion_engines.parity.results import read_validation
-from tests.models import reduce_architecture
+from tests.models import leave_out_defaults, reduce_architecture
 from tests.pipeline.conftest import Clone
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.long]
@@ -32,16 +36,24 @@ measure: [cpu]
 """
 
 
+def reduce_model(clone: Clone, model: str, architecture: str, *, sparse: bool) -> None:
+    """Make a model of the clone narrow, and its pictures small."""
+    folder = clone.path / "conf/architecture" / architecture
+    full = folder.with_name("full")
+    folder.rename(full)
+    reduce_architecture(full, folder)
+    shutil.rmtree(full)
+    if sparse:
+        leave_out_defaults(folder)
+    for path in {clone.path / f"conf/model/{name}.yaml" for name in (model, architecture)}:
+        # Of the full width.
+        text = re.sub(r"  parameters:\n(    .*\n)+", "  parameters: {}\n", path.read_text())
+        path.write_text(re.sub(r"(height|width): \d+", r"\1: 128", text))
+
+
 @pytest.fixture
 def sdxl(fresh: Clone) -> Clone:
-    folder = fresh.path / "conf/architecture/sdxl"
-    folder.rename(fresh.path / "full")
-    reduce_architecture(fresh.path / "full", folder)
-    shutil.rmtree(fresh.path / "full")
-    model = fresh.path / "conf/model/sdxl.yaml"
-    # Of the full width.
-    text = re.sub(r"  parameters:\n(    .*\n)+", "  parameters: {}\n", model.read_text())
-    model.write_text(text.replace("1024", "128"))
+    reduce_model(fresh, "sdxl", "sdxl", sparse=False)
     (fresh.path / "conf/fleet/small.yaml").write_text(FLEET)
     fresh.compose("model=sdxl", "model.source=synthetic", "fleet=small", "reference=short")
     return fresh
@@ -73,3 +85,51 @@ def test_sdxl_is_built_validated_timed_and_painted(sdxl: Clone) -> None:
     assert refused.status != 0
     assert "the model tiny has no text_encoder_2" in refused.output
     assert refused.built == {"check_conf"}
+
+
+EVERY_NETWORK = """\
+# @package _global_
+# Every network on a CPU; for tests.
+defaults:
+  - /target@targets.cpu: cpu
+  - /precision@fleet.cpu: fp32
+measure: [cpu]
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("model", "architecture"),
+    [("sd14", "sd14"), ("sd15", "sd14"), ("sd21", "sd21"), ("sdxl", "sdxl")],
+)
+def test_a_model_whose_configs_lack_what_has_a_default_is_served(
+    fresh: Clone, model: str, architecture: str
+) -> None:
+    reduce_model(fresh, model, architecture, sparse=True)
+    (fresh.path / "conf/fleet/small.yaml").write_text(EVERY_NETWORK)
+    fresh.compose(f"model={model}", "model.source=synthetic", "fleet=small", "reference=short")
+    assert {"reference", "validate@cpu", "generate@cpu", "report"} <= fresh.repro().ran
+    workspace = Workspace(fresh.path)
+    published = fresh.path / "conf/architecture" / architecture
+    for config in published.glob("*/config.json"):
+        copy = workspace.weights / config.parent.name / "config.json"
+        assert copy.read_bytes() == config.read_bytes()
+        assert {"time_cond_proj_dim", "scaling_factor"}.isdisjoint(read(config))
+    own: Any = diffusers.DiffusionPipeline.from_pretrained(
+        workspace.weights, torch_dtype=torch.float32, use_safetensors=True
+    )
+    images = []
+    for pipeline in (own, load_pipeline(workspace.bundles("cpu"))):
+        pipeline.set_progress_bar_config(disable=True)
+        images.append(
+            pipeline(
+                "lemons",
+                num_inference_steps=2,
+                height=128,
+                width=128,
+                generator=torch.Generator().manual_seed(3),
+                output_type="pt",
+            ).images
+        )
+    assert images[0].std() > 0.01  # a picture, not one colour
+    torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-4)

@@ -9,8 +9,14 @@ import pytest
 import torch
 
 from diffusion_engines.families import family_of
+from diffusion_engines.families.base import TensorSpec
 from diffusion_engines.runtime.assemble import TorchNetwork
-from diffusion_engines.runtime.networks import load_network, network_class, read_config
+from diffusion_engines.runtime.networks import (
+    example_inputs,
+    load_network,
+    network_class,
+    read_config,
+)
 from diffusion_engines.weights.sources import fill_with_random_weights
 from tests.conftest import COMPONENTS, ROOT, TINY, load
 from tests.models import MODELS, section
@@ -53,6 +59,14 @@ def test_random_weights_leave_the_published_configs_alone(tmp_path: Path) -> Non
         assert copy.read_bytes() == published.read_bytes()
         module = load_network(component, copy.parent, "fp16")
         assert {value.dtype for value in module.parameters()} == {torch.float16}
+
+
+def test_integers_of_an_unknown_range_are_those_that_any_embedding_has() -> None:
+    specs = (TensorSpec("input_0", "class labels", "int64", (64,)),)
+    (labels,) = example_inputs(specs, "fp32")
+    assert set(labels.tolist()) == {0}
+    (tokens,) = example_inputs(specs, "fp32", vocabulary=1000)
+    assert 500 < tokens.max() < 1000
 
 
 def test_the_decoder_carries_no_weights_of_the_encoding_half(tiny_weights: Path) -> None:
