@@ -5,7 +5,7 @@ Several prompts: `prompt=` again. Every key of conf/generate/ can be given: `ste
 `folder=pictures/leaf` keeps the images; otherwise the next run replaces them.
 
 Reads   artifacts/bundles/<target>/, artifacts/weights/ for components without an engine
-Writes  artifacts/images/<target>/: image-NN.png with its settings, image-NN.gif, timings.json
+Writes  artifacts/images/<target>/: image-NN.png with its settings, image-NN.gif, durations.json
 """
 
 import os

@@ -40,7 +40,7 @@ from diffusion_engines.parity.scorers import Scores
 from diffusion_engines.precisions import graph_name
 from diffusion_engines.report.images import write_trajectory
 from diffusion_engines.runtime.recording import write_settings
-from diffusion_engines.runtime.sampling import Settings, Timings
+from diffusion_engines.runtime.sampling import Durations, Settings
 from tests.manifests import engine_manifest, graph_manifest
 
 STEPS = 3
@@ -197,7 +197,7 @@ def write_latencies(
     """Engines that need 24 ms, half of it in one UNet call, and baselines that need 60 ms."""
 
     def latency(total: float) -> dict[str, dict[str, float]]:
-        return summarize([Timings(0.1 * total, 0.8 * total, [0.5 * total], 0.1 * total)])
+        return summarize([Durations(0.1 * total, 0.8 * total, [0.5 * total], 0.1 * total)])
 
     runners = (*baselines, ENGINES)
     settings = config.Benchmark(
@@ -238,7 +238,7 @@ def write_generated(workspace: Workspace, target: str, count: int, *, animated: 
     settings = {"scheduler": "euler", "steps": 9, "guidance_scale": 5.0, "height": 8, "width": 16}
     prompts = [f"fruit number {index}" for index in range(count)]
     folder = workspace.images(target)
-    write_json(folder / "timings.json", settings | {"prompts": prompts, "seed": 7})
+    write_json(folder / "durations.json", settings | {"prompts": prompts, "seed": 7})
     for index in range(count):
         path = folder / f"image-{index:02d}.png"
         picture(20 * index).save(path)

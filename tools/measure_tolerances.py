@@ -27,14 +27,14 @@ from diffusion_engines.onnx.graph import MODEL, save_with_external_data
 from diffusion_engines.onnx.session import feeds_of, session_of
 from diffusion_engines.parity.distances import worst_of
 from diffusion_engines.parity.metrics import difference
-from diffusion_engines.parity.pipeline import (
+from diffusion_engines.parity.validation import component_differences
+from diffusion_engines.parity.whole_runs import (
     Run,
     image_differences,
     latent_differences,
     reference_run,
     run_from_noise,
 )
-from diffusion_engines.parity.validation import component_differences
 from diffusion_engines.runtime.assemble import TorchNetwork, torch_networks
 from diffusion_engines.runtime.calls import recorded_calls, spread
 from diffusion_engines.runtime.recording import load_settings

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffusion_engines.runtime.sampling import Timings
+from diffusion_engines.runtime.sampling import Durations
 
 # In the order of the article's tables. `denoiser` and `scheduler_and_guidance` are the denoising
 # loop.
@@ -20,15 +20,15 @@ PHASES = (
 )
 
 
-def phase_milliseconds(timings: Timings) -> dict[str, float]:
+def phase_milliseconds(durations: Durations) -> dict[str, float]:
     """Return the milliseconds of each phase of one run; ``denoiser`` is the sum over all steps."""
     seconds = {
-        "encoding": timings.encoding,
-        "denoising_loop": timings.denoising_loop,
-        "denoiser": sum(timings.denoiser),
-        "scheduler_and_guidance": timings.scheduler_and_guidance,
-        "decoding": timings.decoding,
-        "total": timings.total,
+        "encoding": durations.encoding,
+        "denoising_loop": durations.denoising_loop,
+        "denoiser": sum(durations.denoiser),
+        "scheduler_and_guidance": durations.scheduler_and_guidance,
+        "decoding": durations.decoding,
+        "total": durations.total,
     }
     return {phase: seconds[phase] * 1e3 for phase in PHASES}
 
@@ -47,7 +47,7 @@ def distribution(milliseconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def summarize(runs: Sequence[Timings]) -> dict[str, dict[str, float]]:
+def summarize(runs: Sequence[Durations]) -> dict[str, dict[str, float]]:
     """Return the distribution of every phase, and of one call of the denoiser, over all runs."""
     phases = [phase_milliseconds(run) for run in runs]
     table = {phase: distribution([row[phase] for row in phases]) for phase in PHASES}

@@ -18,8 +18,8 @@ from diffusion_engines.layout import Workspace
 from diffusion_engines.progress import progress, step
 from diffusion_engines.runtime.assemble import target_networks, torch_networks
 from diffusion_engines.runtime.sampling import (
+    Durations,
     Settings,
-    Timings,
     initial_latents,
     load_model,
     sample,
@@ -61,7 +61,9 @@ def benchmark_target(
     run = functools.partial(
         _sample_once, settings=settings, image=image, weights=workspace.weights, device=device
     )
-    latency = {name: summarize(timings) for name, timings in _time(makers, run, settings).items()}
+    latency = {
+        name: summarize(durations) for name, durations in _time(makers, run, settings).items()
+    }
     memory: dict[str, PeakMemory] = {}
     for name, make in makers.items():
         with step(f"peak memory of {name}"):
@@ -137,18 +139,18 @@ def _torch_runner(baseline: config.Baseline, weights: Path, device: str) -> dict
 
 def _time(
     makers: Mapping[str, Maker],
-    run: Callable[[Mapping[str, Network]], Timings],
+    run: Callable[[Mapping[str, Network]], Durations],
     settings: config.Benchmark,
-) -> dict[str, list[Timings]]:
-    """Return the timings of each runner's runs, without those that warm it up."""
+) -> dict[str, list[Durations]]:
+    """Return the durations of each runner's runs, without those that warm it up."""
     runners = {name: make() for name, make in makers.items()}
-    runs: dict[str, list[Timings]] = {name: [] for name in runners}
+    runs: dict[str, list[Durations]] = {name: [] for name in runners}
     with step(f"{settings.warmup} + {settings.repeats} runs of {settings.steps} steps, each"):
         for index in progress(range(settings.warmup + settings.repeats), "benchmark"):
             for name, networks in runners.items():
-                timings = run(networks)
+                durations = run(networks)
                 if index >= settings.warmup:
-                    runs[name].append(timings)
+                    runs[name].append(durations)
     return runs
 
 
@@ -159,7 +161,7 @@ def _sample_once(
     image: config.Image,
     weights: Path,
     device: str,
-) -> Timings:
+) -> Durations:
     model = load_model(weights)
     sampling = Settings(
         scheduler=settings.scheduler,
@@ -173,10 +175,10 @@ def _sample_once(
     seeds = [settings.seed + i for i in range(image.batch_size)]
     noise = initial_latents(model, sampling, seeds)
     prompts = [settings.prompt] * image.batch_size
-    return sample(networks, model, sampling, prompts, noise, seeds=seeds, device=device).timings
+    return sample(networks, model, sampling, prompts, noise, seeds=seeds, device=device).durations
 
 
-def _make_and_run(make: Maker, run: Callable[[Mapping[str, Network]], Timings]) -> None:
+def _make_and_run(make: Maker, run: Callable[[Mapping[str, Network]], Durations]) -> None:
     networks = make()
     with step("sample once"):
         run(networks)

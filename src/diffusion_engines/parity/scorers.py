@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from diffusion_engines.errors import HardwareError, IntegrityError
 from diffusion_engines.files import sha256_of_file
-from diffusion_engines.parity.pipeline import Run, image_pairs
+from diffusion_engines.parity.whole_runs import Run, image_pairs
 from diffusion_engines.runtime.recording import picture
 
 # The name ends in the beginning of the file's SHA-256; torchvision has no other AlexNet.

@@ -22,13 +22,6 @@ from diffusion_engines.parity.gates import (
     run_gates_of,
 )
 from diffusion_engines.parity.metrics import worst_difference
-from diffusion_engines.parity.pipeline import (
-    Run,
-    image_differences,
-    latent_differences,
-    reference_run,
-    run_from_noise,
-)
 from diffusion_engines.parity.results import (
     ComponentParity,
     ImageParity,
@@ -36,6 +29,13 @@ from diffusion_engines.parity.results import (
     Validation,
 )
 from diffusion_engines.parity.scorers import Scores
+from diffusion_engines.parity.whole_runs import (
+    Run,
+    image_differences,
+    latent_differences,
+    reference_run,
+    run_from_noise,
+)
 from diffusion_engines.progress import progress, step
 from diffusion_engines.runtime.assemble import target_networks
 from diffusion_engines.runtime.calls import Call, recorded_calls

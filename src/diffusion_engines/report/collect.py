@@ -219,7 +219,7 @@ def _engine(workspace: Workspace, name: str, engine: config.Engine) -> Engine:
 
 
 def _generated(folder: Path) -> Generated:
-    found = read_json(folder / "timings.json")
+    found = read_json(folder / "durations.json")
     images = []
     for index, prompt in enumerate(found["prompts"]):
         path = folder / f"image-{index:02d}.png"

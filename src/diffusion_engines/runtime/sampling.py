@@ -51,7 +51,7 @@ class Settings:
 
 
 @dataclass
-class Timings:
+class Durations:
     """Seconds of each phase of one run, in the breakdown of the PhotoRoom article.
 
     ``denoising_loop`` contains ``denoiser`` (one entry per step) and the scheduler with the
@@ -83,7 +83,7 @@ class Sample:
 
     images: torch.Tensor
     latents: list[torch.Tensor]
-    timings: Timings
+    durations: Durations
 
 
 def load_model(weights: Path) -> Model:
@@ -180,14 +180,14 @@ def sample(
     family = model.family
     scheduler = make_scheduler(family, settings.scheduler, model.scheduler_config)
     scheduler.set_timesteps(settings.steps, device=device)
-    timings = Timings()
+    durations = Durations()
     now = _clock(device)
 
     started = now()
     negative = settings.negative_prompt if settings.guidance else None
     size = (settings.height, settings.width)
     conditions = family.encode(networks, model, prompts, negative, size, device)
-    timings.encoding = now() - started
+    durations.encoding = now() - started
 
     started = now()
     options = _step_options(family, scheduler, settings, seeds, latents)
@@ -202,18 +202,18 @@ def sample(
             rows = scheduler.scale_model_input(rows, timestep)
         denoiser_started = now()
         noise = family.denoise(networks, rows, timestep, conditions)
-        timings.denoiser.append(now() - denoiser_started)
+        durations.denoiser.append(now() - denoiser_started)
         noise = noise.float()
         if settings.guidance:
             noise = _guided(noise, settings.guidance_scale)
         latents = scheduler.step(noise, timestep, latents, **options).prev_sample
         trajectory.append(latents.float().cpu())
-    timings.denoising_loop = now() - started
+    durations.denoising_loop = now() - started
 
     started = now()
     images = family.decode(networks, model, latents)
-    timings.decoding = now() - started
-    return Sample(images.cpu(), trajectory, timings)
+    durations.decoding = now() - started
+    return Sample(images.cpu(), trajectory, durations)
 
 
 def _guided(noise: torch.Tensor, scale: float) -> torch.Tensor:

@@ -53,10 +53,10 @@ def generate_images(
     device: str,
     machine: Machine,
 ) -> None:
-    """Write the images of all prompts, an animation of each, and the timings into ``folder``.
+    """Write the images of all prompts, an animation of each, and the durations into ``folder``.
 
     ``image-NN.png`` carries its settings and the hashes of the engines as text; ``image-NN.gif``
-    shows how it came about; ``timings.json`` has every batch and, for the denoiser, every step.
+    shows how it came about; ``durations.json`` has every batch and, for the denoiser, every step.
     Components without an engine run in PyTorch.
 
     Args:
@@ -67,7 +67,7 @@ def generate_images(
         folder: empty.
         workspace: that holds bundles, and weights for components without an engine.
         device: where the engines take their inputs.
-        machine: that this is, for the timings.
+        machine: that this is, for the durations.
 
     Raises:
         ConfigError: the engines were not built for this size.
@@ -123,13 +123,13 @@ def generate_images(
         if generate.frames:
             with step(f"animation of image {label}"):
                 _animate(networks, model, result, generate.frames, folder, first, count, device)
-        batches.append(_timings(result, first, count))
+        batches.append(_durations(result, first, count))
     write_json(
-        folder / "timings.json",
+        folder / "durations.json",
         {**common, "machine": machine, "seed": generate.seed, "prompts": prompts}
         | {"batches": batches},
     )
-    _print_timings(batches)
+    _print_durations(batches)
 
 
 def check_size(networks: Mapping[str, Network], settings: Settings) -> None:
@@ -235,16 +235,16 @@ def _animate(
             write_trajectory(folder / f"image-{first + row:02d}.gif", paths, steps)
 
 
-def _timings(result: Sample, first: int, count: int) -> dict[str, Any]:
-    phases = phase_milliseconds(result.timings)
+def _durations(result: Sample, first: int, count: int) -> dict[str, Any]:
+    phases = phase_milliseconds(result.durations)
     return {
         "images": list(range(first, first + count)),
         "milliseconds": {name: round(value, 3) for name, value in phases.items()},
-        "denoiser_per_step": [round(seconds * 1e3, 3) for seconds in result.timings.denoiser],
+        "denoiser_per_step": [round(seconds * 1e3, 3) for seconds in result.durations.denoiser],
     }
 
 
-def _print_timings(batches: Sequence[Mapping[str, Any]]) -> None:
+def _print_durations(batches: Sequence[Mapping[str, Any]]) -> None:
     """Print the medians over the batches; the first call of an engine is slower than the rest."""
     phases = batches[0]["milliseconds"]
     for phase in phases:

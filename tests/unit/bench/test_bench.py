@@ -17,11 +17,11 @@ from diffusion_engines.bench.breakdown import PHASES, distribution, summarize
 from diffusion_engines.bench.memory import peak_memory_of
 from diffusion_engines.errors import HardwareError
 from diffusion_engines.progress import step
-from diffusion_engines.runtime.sampling import Timings
+from diffusion_engines.runtime.sampling import Durations
 
 
-def timings(scale: float) -> Timings:
-    return Timings(0.01 * scale, 0.2 * scale, [0.05 * scale, 0.1 * scale], 0.03 * scale)
+def timings(scale: float) -> Durations:
+    return Durations(0.01 * scale, 0.2 * scale, [0.05 * scale, 0.1 * scale], 0.03 * scale)
 
 
 def test_the_parts_add_up_to_the_total() -> None:

@@ -111,7 +111,7 @@ def test_a_transformer_of_flow_matching_denoises() -> None:
     # dx/dt = x from 1 to 0 in Euler's steps, from noise that nothing scales.
     expected = noise * (1 + times[1] - 1) * (1 - times[1])
     torch.testing.assert_close(result.latents[-1], expected)
-    assert len(result.timings.denoiser) == 2
+    assert len(result.durations.denoiser) == 2
 
 
 def test_a_scheduler_that_the_family_lacks_is_refused() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusion_engines.errors import HardwareError, IntegrityError
 from diffusion_engines.parity import scorers
-from diffusion_engines.parity.pipeline import Run
+from diffusion_engines.parity.whole_runs import Run
 from tests.doubles.torchvision import alexnet_features, torchvision_double
 
 PROMPTS = ("a lemon", "a very long prompt about lemons " * 40)

@@ -42,8 +42,8 @@ def test_images_are_those_of_diffusers(tiny_weights: Path, scheduler: str) -> No
     networks = torch_networks("fp32", "cpu", weights=tiny_weights)
     found = sampling.sample(networks, model, settings, [PROMPT], noise, seeds=[3])
     torch.testing.assert_close(found.images, expected, rtol=0, atol=1e-4)
-    assert len(found.timings.denoiser) >= 4
-    assert found.timings.total > found.timings.denoising_loop > sum(found.timings.denoiser)
+    assert len(found.durations.denoiser) >= 4
+    assert found.durations.total > found.durations.denoising_loop > sum(found.durations.denoiser)
 
 
 def test_a_seed_means_the_same_noise_in_every_batch(tiny_weights: Path) -> None:

@@ -83,7 +83,7 @@ def made(workspace: Workspace) -> Path:
 def test_each_prompt_gets_its_images(made: Path) -> None:
     assert sorted(path.name for path in made.iterdir()) == [
         *(f"image-{i:02d}.{kind}" for i in range(4) for kind in ("gif", "png")),
-        "timings.json",
+        "durations.json",
     ]
     pictures = [np.asarray(Image.open(made / f"image-{i:02d}.png")) for i in range(4)]
     assert all(picture.shape == (128, 128, 3) for picture in pictures)
@@ -135,7 +135,7 @@ def test_the_animation_shows_how_it_came_about(made: Path) -> None:
 
 
 def test_the_timings_add_up(made: Path) -> None:
-    timings = json.loads((made / "timings.json").read_text())
+    timings = json.loads((made / "durations.json").read_text())
     assert [batch["images"] for batch in timings["batches"]] == [[0], [1], [2], [3]]
     assert timings["machine"]["cores"] > 0
     for batch in timings["batches"]:
@@ -159,7 +159,7 @@ def test_components_without_an_engine_run_in_pytorch(
         prompts=["lemons"],
         images_per_prompt=1,
     )
-    assert sorted(path.name for path in folder.iterdir()) == ["image-00.png", "timings.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["image-00.png", "durations.json"]
     engines = read_settings(folder / "image-00.png")["engines"]
     assert engines["vae_decoder"] == {"backend": "PyTorch", "precision": "fp32"}
     assert engines["unet"]["name"] == "cpu-unet"
