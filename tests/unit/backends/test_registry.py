@@ -19,6 +19,7 @@ from diffusion_engines.checks import check_params
 from diffusion_engines.config import params_from_config
 from diffusion_engines.errors import ConfigError, HardwareError, IntegrityError
 from diffusion_engines.precisions import PRECISIONS
+from tests.composition import derived
 from tests.conftest import ROOT
 
 TOY = '''\
@@ -126,12 +127,9 @@ def test_anybody_can_add_a_backend(toy: Path) -> None:
     assert "toy" in backend_names()
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["targets"]["toy"] = {"backend": "toy", "build": {"speed": 1}}
-    params["engines"]["toy-unet"] = {
-        "target": "toy",
-        "backend": "toy",
-        "component": "unet",
-        "precision": "fp32",
-    }
+    params["fleet"]["toy"] = {"precision": "fp32", "components": {}, "only": ["unet"]}
+    params = derived(params)
+    assert params["engines"]["toy-unet"]["code"] == "conf/build/toy.yaml"
     typed = params_from_config(params)
     check_params(typed, ROOT)
     target = typed["targets"]["toy"]
