@@ -19,8 +19,8 @@ from diffusion_engines.checks import check_params
 from diffusion_engines.config import params_from_config
 from diffusion_engines.errors import ConfigError, HardwareError, IntegrityError
 from diffusion_engines.precisions import PRECISIONS
-from tests.composition import derived
 from tests.conftest import ROOT
+from tests.manifests import engine_manifest
 
 TOY = '''\
 """A backend whose engine is the graph's bytes, reversed."""
@@ -127,9 +127,9 @@ def test_anybody_can_add_a_backend(toy: Path) -> None:
     assert "toy" in backend_names()
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["targets"]["toy"] = {"backend": "toy", "build": {"speed": 1}}
-    params["fleet"]["toy"] = {"precision": "fp32", "components": {}, "only": ["unet"]}
-    params = derived(params)
-    assert params["engines"]["toy-unet"]["code"] == "conf/build/toy.yaml"
+    unet = params["engines"]["cpu-unet"]
+    params["engines"]["toy-unet"] = unet | {"target": "toy", "backend": "toy"}
+    params["fleet"]["toy"] = params["fleet"]["cpu"]
     typed = params_from_config(params)
     check_params(typed, ROOT)
     target = typed["targets"]["toy"]
@@ -213,11 +213,11 @@ def test_a_target_knows_its_hardware(
     ("settings", "device"), [(CPU, "cpu"), (CPU | {"device": "cuda"}, "cuda"), (A10, "cuda")]
 )
 def test_an_engine_runs_on_the_device_of_its_target(settings: dict[str, Any], device: str) -> None:
-    assert device_of_engine({"name": "x", "settings": settings}) == device
+    assert device_of_engine(engine_manifest(settings=settings)) == device
 
 
 def test_an_engine_with_settings_of_another_version_says_how_to_rebuild() -> None:
     settings = CPU | {"threads": 4}
     with pytest.raises(IntegrityError, match="other settings than a target") as raised:
-        device_of_engine({"name": "cpu-unet", "settings": settings})
+        device_of_engine(engine_manifest("cpu-unet", settings=settings))
     assert "dvc repro build@cpu-unet" in str(raised.value)
