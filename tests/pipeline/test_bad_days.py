@@ -114,7 +114,7 @@ def test_a_killed_run_leaves_nothing_and_starts_again(
         command = ["diffusion-engines", "repro", "export.opset=20"]
     run = start(clone, *command, SHELL=shell)
     scratch = clone.path / "artifacts/.tmp"
-    assert wait_for(lambda: list(scratch.glob("*unet-fp16")))  # into the work
+    assert wait_for(lambda: list(scratch.glob("*unet-fp16")), 300)  # into the work
     (stage,) = processes_of(clone, "export")
     os.kill(stage if victim == "stage" else run.pid, signal.SIGKILL)
     run.communicate(timeout=60)
