@@ -76,10 +76,10 @@ def test_hardware_that_nobody_has_is_explained_at_once(clone: Clone) -> None:
 
 def test_a_missed_gate_writes_the_metrics_and_fails(clone: Clone) -> None:
     metrics = clone.path / "artifacts/metrics/validate/cpu.json"
-    clone.compose("validate.components.unet.fp32.rel_l2=1e-12")
+    clone.compose("validate.latents.fp32.rel_l2=1e-12")
     outcome = clone.repro("validate@cpu", check=False)
     assert outcome.status != 0
-    assert "unet (fp32), call 0: rel_l2" in outcome.output
+    assert "latents of image 0, step 1 of 2: rel_l2" in outcome.output
     assert "unet_rel_l2" in metrics.read_text()
     assert (clone.path / "artifacts/validation/cpu/image-00.png").is_file()
 

@@ -33,14 +33,11 @@ MIXED_FLEET = """\
 defaults:
   - /target@targets.cpu: cpu
   - /target@targets.h100: h100
-exports:
-  vae_decoder-fp16: {component: vae_decoder, weights: vae, precision: fp16}
-  vae_decoder-fp32: {component: vae_decoder, weights: vae, precision: fp32}
-engines:
-  cpu-vae_decoder: {target: cpu, backend: onnxruntime, component: vae_decoder, precision: fp32}
-  h100-vae_decoder: {target: h100, backend: tensorrt, component: vae_decoder, precision: fp16}
+  - /precision@fleet.cpu: fp32
+  - /precision@fleet.h100: fp16
+fleet: {cpu: {only: [vae_decoder]}, h100: {only: [vae_decoder]}}
 targets: {h100: {torchscript: false}}
-measure: {}
+measure: []
 """
 GPU = """\
 from diffusion_engines.backends import gpus

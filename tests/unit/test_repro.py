@@ -115,7 +115,7 @@ RUN = """\
 from pathlib import Path
 from diffusion_engines import repro
 repro.compose_params = lambda overrides, root: False
-repro.main()
+repro.reproduce(Path.cwd(), [])
 """
 
 

@@ -139,6 +139,8 @@ def test_the_resolver_that_dvc_composes_with_refuses(tmp_path: Path, other: int)
     """In a process of its own: Hydra imports its plugins once."""
     for folder in ("conf", "hydra_plugins"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__py*"))
+    (tmp_path / "models/lemon").mkdir(parents=True)
+    shutil.copy(ROOT / "models/lemon/model_index.json", tmp_path / "models/lemon")
     code = (
         "import sys; from dvc.utils.hydra import compose_and_dump\n"
         "root = sys.argv[1]\n"

@@ -82,8 +82,8 @@ def made(workspace: Workspace) -> Path:
 
 def test_each_prompt_gets_its_images(made: Path) -> None:
     assert sorted(path.name for path in made.iterdir()) == [
-        *(f"image-{i:02d}.{kind}" for i in range(4) for kind in ("gif", "png")),
         "durations.json",
+        *(f"image-{i:02d}.{kind}" for i in range(4) for kind in ("gif", "png")),
     ]
     pictures = [np.asarray(Image.open(made / f"image-{i:02d}.png")) for i in range(4)]
     assert all(picture.shape == (128, 128, 3) for picture in pictures)
@@ -159,7 +159,7 @@ def test_components_without_an_engine_run_in_pytorch(
         prompts=["lemons"],
         images_per_prompt=1,
     )
-    assert sorted(path.name for path in folder.iterdir()) == ["image-00.png", "durations.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["durations.json", "image-00.png"]
     engines = read_settings(folder / "image-00.png")["engines"]
     assert engines["vae_decoder"] == {"backend": "PyTorch", "precision": "fp32"}
     assert engines["unet"]["name"] == "cpu-unet"
