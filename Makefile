@@ -37,11 +37,11 @@ PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
 test: env lint ## every test but for the long ones: at most eight minutes on two cores
-	@$(PYTEST) -m "not long and not browser and not gpu and not full"
+	@$(PYTEST) -m "not long and not browser and not gpu and not full" $(TESTS)
 
 .PHONY: test-long
-test-long: env ## the long matrices, and the report in a real browser
-	@$(PYTEST) -m "(long or browser) and not gpu and not full"
+test-long: env ## the long matrices, and the report in a real browser; TESTS=tests/browser
+	@$(PYTEST) -m "(long or browser) and not gpu and not full" $(TESTS)
 
 .PHONY: test-full
 test-full: env ## full-size models: up to 24 GB of memory, three quarters of an hour
