@@ -36,7 +36,7 @@ full: env ## SD 1.4 at full size with synthetic weights, to TensorRT-RTX engines
 PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
-test: env lint ## every test but for the long ones: at most eight minutes on two cores
+test: env lint ## every test but for the long ones: about eight minutes on two cores
 	@$(PYTEST) -m "not long and not browser and not gpu and not full" $(TESTS)
 
 .PHONY: test-long
