@@ -16,7 +16,7 @@ from diffusion_engines.bench.compare import benchmark_target
 from diffusion_engines.bench.results import write_benchmark
 from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
-from diffusion_engines.machines import check_record, this_machine
+from diffusion_engines.machines import machine_of_result
 from diffusion_engines.params import key, param
 from diffusion_engines.stage import stage
 
@@ -33,10 +33,8 @@ class Config:
 @stage
 def main(cfg: Config) -> None:
     workspace = Workspace()
-    # Under DVC the result is filed with the target's record; by hand it is anybody's.
     filed = "DVC_STAGE" in os.environ
-    record = workspace.machine(cfg.target)
-    machine = check_record(cfg.target, record) if filed else this_machine()
+    machine = machine_of_result(cfg.target, workspace.machine(cfg.target), filed=filed)
     result = benchmark_target(
         cfg.target,
         cfg.item.components,

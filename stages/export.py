@@ -52,7 +52,8 @@ def main(cfg: Config) -> None:
                 outputs=[value.name for value in component.outputs],
                 vocabulary=architecture.get("vocab_size", 0),
             )
-        manifest = manifests.Graph(
+        manifest = manifests.graph_from_weights(
+            origin,
             name=cfg.graph,
             component=item.component,
             precision=item.precision,
@@ -61,15 +62,8 @@ def main(cfg: Config) -> None:
             guidance=cfg.image.guidance,
             exporter=cfg.export.exporter,
             opset=cfg.export.opset,
-            patches=tuple(cfg.export.patches),
+            patches=cfg.export.patches,
             versions=exporter_versions(),
-            model=origin.model,
-            synthetic=origin.synthetic,
-            loras=origin.loras,
-            repo=origin.repo,
-            revision=origin.revision,
-            seed=origin.seed,
-            weights=origin.digest,
         )
         manifests.write(folder, manifest)
 

@@ -17,7 +17,7 @@ from diffusion_engines.backends.targets import Target, device_of
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
-from diffusion_engines.machines import check_record, this_machine
+from diffusion_engines.machines import machine_of_result
 from diffusion_engines.params import key, param
 from diffusion_engines.serve.generation import generate_images
 from diffusion_engines.stage import stage
@@ -38,10 +38,8 @@ def main(cfg: Config) -> None:
     target = Path(wanted).expanduser() if wanted else workspace.images(cfg.target)
     if wanted and target.exists():
         raise ConfigError(f"generate.folder: {target} exists", fix="choose a new folder")
-    # Under DVC the images are filed with the target's record; by hand they are anybody's.
     filed = "DVC_STAGE" in os.environ
-    record = workspace.machine(cfg.target)
-    machine = check_record(cfg.target, record) if filed else this_machine()
+    machine = machine_of_result(cfg.target, workspace.machine(cfg.target), filed=filed)
     with new_folder(target) as folder:
         generate_images(
             cfg.target,

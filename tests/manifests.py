@@ -27,28 +27,20 @@ def graph_manifest(
     **changes: Any,
 ) -> Graph:
     """Return the manifest of a graph; that of ``weights`` where they are given."""
-    origin = weights or weights_manifest()
-    plain = Graph(
+    plain = manifests.graph_from_weights(
+        weights or weights_manifest(),
         name=f"{component}-{precision}",
         component=component,
         precision=precision,
-        inputs=tuple(inputs),
+        inputs=inputs,
         outputs=(OutputSpec("output_0", "noise"),),
         guidance=True,
         exporter="dynamo",
         opset=18,
         patches=(),
         versions={"torch": "2.13.0"},
-        model=origin.model,
-        synthetic=origin.synthetic,
-        loras=origin.loras,
-        repo=origin.repo,
-        revision=origin.revision,
-        seed=origin.seed,
-        weights=origin.digest,
-        compared=True,
     )
-    return replace(plain, **changes)
+    return replace(plain, **{"compared": True, **changes})
 
 
 def engine_manifest(

@@ -13,15 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from diffusion_engines.backends.base import STRICT
 from diffusion_engines.backends.targets import Target
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.precisions import PRECISIONS
-
-_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 def _known_precision(name: str) -> str:
@@ -50,7 +49,7 @@ Tolerance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Range = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Lora:
     """A LoRA that is fused into the weights (conf/lora/)."""
 
@@ -58,7 +57,7 @@ class Lora:
     weight: Annotated[float, Field(allow_inf_nan=False)]
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Model:
     """Where the weights come from (conf/model/)."""
 
@@ -75,7 +74,7 @@ class Model:
     loras: list[Lora]
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Image:
     """Size of the generated images, in pixels, and how many a call makes (conf/model/)."""
 
@@ -83,11 +82,11 @@ class Image:
     width: PixelSize
     batch_size: PositiveInt
     vae_scale_factor: PositiveInt  # pixels per latent, along an edge
-    # Whether the UNet gets both halves of classifier-free guidance; few-step models need one.
+    # Whether the denoiser gets both halves of classifier-free guidance; few-step models need one.
     guidance: bool = True
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Reference:
     """The denoising runs that engines are compared on (conf/reference/)."""
 
@@ -100,7 +99,7 @@ class Reference:
     frames: PositiveInt  # intermediate images of the first prompt, for the animation
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Dynamic:
     """Ranges `[min, max]` of the dimensions that an exported graph leaves open; null: fixed."""
 
@@ -109,7 +108,7 @@ class Dynamic:
     width: Range | None
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Export:
     """How components become ONNX graphs (conf/export/)."""
 
@@ -119,7 +118,7 @@ class Export:
     dynamic: Dynamic
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Simplify:
     """onnxsim, and how much its result may differ numerically (conf/simplify/)."""
 
@@ -130,7 +129,7 @@ class Simplify:
     calls: PositiveInt | None
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class EightBit:
     """Post-training quantization to INT8 or FP8 (conf/quantize/)."""
 
@@ -143,7 +142,7 @@ class EightBit:
     rel_l2: Tolerance  # that it may cost at any call, against the fp32 reference
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Mixed:
     """fp16, but for the operators whose values leave its range (conf/quantize/)."""
 
@@ -156,7 +155,7 @@ class Mixed:
     rel_l2: Tolerance
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Quantize:
     """How simplified graphs get a lower precision (conf/quantize/)."""
 
@@ -174,7 +173,7 @@ class Quantize:
         return known[precision]
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Choice:
     """What a fleet builds for a target (conf/fleet/)."""
 
@@ -183,7 +182,7 @@ class Choice:
     components: dict[str, PrecisionName | None]  # exceptions, by component or role
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Graph:
     """One component in one precision and format; derived from the fleet (tables.py)."""
 
@@ -194,7 +193,7 @@ class Graph:
     source: str | None  # the graph that the stage quantize makes it from; null: it is exported
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Engine:
     """One component built for one target; derived from the fleet (tables.py).
 
@@ -213,21 +212,21 @@ class Engine:
     wrap_code: str
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Measured:
     """A target that is validated and timed; derived from `measure` (tables.py)."""
 
     components: dict[str, PrecisionName]  # those that have an engine
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Timing:
     """A target whose timing caches are kept between builds; derived from the fleet (tables.py)."""
 
     components: list[str]
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Gate:
     """What a component's output may differ from the fp32 reference, at any timestep."""
 
@@ -236,7 +235,7 @@ class Gate:
     cosine: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class LatentsGate:
     """What the latents of a whole run may differ from the fp32 reference's, after any step."""
 
@@ -244,7 +243,7 @@ class LatentsGate:
     cosine: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class ImageGate:
     """What a final image must reach beside the reference image: PSNR in dB, SSIM up to 1."""
 
@@ -252,7 +251,7 @@ class ImageGate:
     ssim: Annotated[float, Field(le=1, allow_inf_nan=False)]
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Validate:
     """Tolerances by component and precision (conf/validate/)."""
 
@@ -266,7 +265,7 @@ class Validate:
 ENGINES = "engines"
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Baseline:
     """PyTorch, run as somebody would who has no engines."""
 
@@ -285,7 +284,7 @@ class Baseline:
         return ", ".join(parts)
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Benchmark:
     """The timed runs (conf/benchmark/)."""
 
@@ -300,7 +299,7 @@ class Benchmark:
     baselines: Annotated[dict[str, Baseline], Field(min_length=1)]
 
 
-@dataclass(config=_STRICT)
+@dataclass(config=STRICT)
 class Generate:
     """The images that engines make of prompts (conf/generate/)."""
 

@@ -102,6 +102,20 @@ def check_record(target: str, record: Path) -> Machine:
     )
 
 
+def machine_of_result(target: str, record: Path, *, filed: bool) -> Machine:
+    """Return the machine that a measurement is taken on, which is this one.
+
+    Args:
+        target: whose engines are measured.
+        record: the file that says where its timings are taken.
+        filed: whether the result is filed with that record, as under DVC; by hand it is anybody's.
+
+    Raises:
+        IntegrityError, HardwareError: as of :func:`check_record`.
+    """
+    return check_record(target, record) if filed else this_machine()
+
+
 def command(target: str) -> str:
     """Return the command that times a target on this machine."""
     return f"`make measure TARGET={target}`"

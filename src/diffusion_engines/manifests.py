@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from diffusion_engines.errors import IntegrityError
 from diffusion_engines.families.base import OutputSpec, TensorSpec
 from diffusion_engines.files import MANIFEST, read_json, sha256_of_file, write_json
+from diffusion_engines.results import first_problem
 
 # Raise it when a key is added, goes, or changes its meaning.
 FORMAT = 2
@@ -210,6 +211,42 @@ Manifest = Weights | Reference | Graph | Engine | Pipeline
 M = TypeVar("M", Weights, Reference, Graph, Engine, Bundle, Pipeline)
 
 
+def graph_from_weights(
+    weights: Weights,
+    *,
+    name: str,
+    component: str,
+    precision: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[OutputSpec],
+    guidance: bool,
+    exporter: str,
+    opset: int,
+    patches: Sequence[str],
+    versions: Mapping[str, str],
+) -> Graph:
+    """Return the manifest of a graph that was exported from a network's weights."""
+    return Graph(
+        name=name,
+        component=component,
+        precision=precision,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        guidance=guidance,
+        exporter=exporter,
+        opset=opset,
+        patches=tuple(patches),
+        versions=versions,
+        model=weights.model,
+        synthetic=weights.synthetic,
+        loras=weights.loras,
+        repo=weights.repo,
+        revision=weights.revision,
+        seed=weights.seed,
+        weights=weights.digest,
+    )
+
+
 def engine_from_graph(
     graph: Graph,
     *,
@@ -324,12 +361,10 @@ def _validated(folder: Path, kind: type[M], found: dict[str, Any]) -> M:
     try:
         return TypeAdapter(kind).validate_python(found)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
         raise IntegrityError(
             f"{folder / MANIFEST} is incomplete",
             expected=f"all that {kind.__name__} has in `diffusion_engines.manifests`",
-            found=f"{where}: {first['msg']}; {error.error_count()} problem(s) in all",
+            found=first_problem(error),
             fix="make it again with this version of diffusion-engines: "
             f"`rm -rf {folder}`,\nthen `dvc repro`. On a server: copy the folder again.",
         ) from error

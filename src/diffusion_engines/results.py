@@ -46,13 +46,19 @@ def read_result(path: Path, kind: type[T], *, version: int, stage: str) -> T:
             fix=fix,
         )
     try:
+        # As JSON: what is strict in a result, such as a gate of the config, takes no mapping else.
         return TypeAdapter(kind).validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
         raise IntegrityError(
             f"{path} does not hold what its format says",
             expected=f"a {kind.__name__}",
-            found=f"{where}: {first['msg']}; {error.error_count()} problem(s) in all",
+            found=first_problem(error),
             fix=fix,
         ) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Say where the first problem is, what it is, and how many there are."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}; {error.error_count()} problem(s) in all"

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from diffusion_engines import manifests
-from diffusion_engines.config import Engine
 from diffusion_engines.families import family_of
 from diffusion_engines.families.base import Dtype, Network
 from diffusion_engines.layout import Workspace
@@ -114,11 +113,6 @@ def engine_networks(
         with step(f"load engine {target}-{name}"):
             networks[name] = load_bundle(workspace.bundle(target, name), device)
     return networks
-
-
-def engine_components(target: str, engines: Mapping[str, Engine]) -> dict[str, str]:
-    """Return the components that a target has engines for, with their precisions."""
-    return {e.component: e.precision for e in engines.values() if e.target == target}
 
 
 def target_networks(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_engines import manifests
 from diffusion_engines.backends import backend
-from diffusion_engines.backends.targets import device_of_engine
 from diffusion_engines.backends.timing import TIMING_CACHE
 from diffusion_engines.errors import DiffusionEnginesError, FingerprintError, HardwareError
 from diffusion_engines.files import MANIFEST, copy_files
@@ -119,8 +118,3 @@ def is_device(device: Any, built_for: str) -> bool:
     With an index it is the first GPU, which is the one that backends take.
     """
     return str(device) in (built_for, f"{built_for}:0")
-
-
-def engine_device(manifest: Engine) -> str:
-    """Return the PyTorch device that a bundle's engine was built for: ``cpu`` or ``cuda``."""
-    return device_of_engine(manifest)

@@ -19,10 +19,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from transformers import CLIPTextConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from diffusion_engines.backends.targets import device_of_engine
 from diffusion_engines.errors import ConfigError, HardwareError
 from diffusion_engines.families.base import outputs_of
 from diffusion_engines.precisions import PRECISIONS
-from diffusion_engines.runtime.bundle import engine_device, is_device
+from diffusion_engines.runtime.bundle import is_device
 from diffusion_engines.runtime.shapes import CheckedEngine
 
 FrozenDict: Any = configuration_utils.FrozenDict  # untyped in diffusers
@@ -37,7 +38,7 @@ class EngineModule(torch.nn.Module):
         super().__init__()
         self.engine = engine
         self.config = config
-        self.device = torch.device(engine_device(engine.manifest))
+        self.device = torch.device(device_of_engine(engine.manifest))
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """Do nothing where an engine already is what is asked for.

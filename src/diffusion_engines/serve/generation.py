@@ -21,6 +21,7 @@ from diffusion_engines.config import Image as ImageSettings
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.families import role_of
 from diffusion_engines.families.base import Model, Network
+from diffusion_engines.families.parts import guided_rows
 from diffusion_engines.files import MANIFEST, sha256_of_file, write_json
 from diffusion_engines.layout import Workspace
 from diffusion_engines.machines import Machine
@@ -159,8 +160,7 @@ def images_per_call(networks: Mapping[str, Network], image: ImageSettings, wante
     low, high = 1, wanted
     for name, network in networks.items():
         if (sizes := _axis(network, "batch")) is not None:
-            # The two halves of classifier-free guidance.
-            rows = 2 if role_of(name) == "denoiser" and image.guidance else 1
+            rows = guided_rows(image) if role_of(name) == "denoiser" else 1
             low, high = max(low, sizes.low // rows), min(high, sizes.high // rows)
     if all(not isinstance(network, CheckedEngine) for network in networks.values()):
         high = min(high, image.batch_size)  # nothing but memory limits PyTorch

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_engines import manifests
+from diffusion_engines.backends.targets import device_of_engine
 from diffusion_engines.errors import HardwareError, IntegrityError
 from diffusion_engines.families import family_of
 from diffusion_engines.files import MANIFEST
 from diffusion_engines.manifests import Bundle, Engine, FusedLora, Graph, Pipeline
-from diffusion_engines.runtime.bundle import engine_device, is_device, load_bundle
+from diffusion_engines.runtime.bundle import is_device, load_bundle
 from diffusion_engines.serve.pack import PIPELINE
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def check_complete(folder: Path, components: tuple[str, ...]) -> None:
 
 
 def _device(manifest: Bundle, device: str | None) -> str:
-    built_for = engine_device(manifest)
+    built_for = device_of_engine(manifest)
     if device is None:
         return built_for
     if not is_device(device, built_for):
