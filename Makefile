@@ -43,6 +43,10 @@ test: env lint ## every test but for the long ones: about eight minutes on two c
 test-long: env ## the long matrices, and the report in a real browser; TESTS=tests/browser
 	@$(PYTEST) -m "(long or browser) and not gpu and not full" $(TESTS)
 
+.PHONY: test-all
+test-all: env lint ## both of these in one run, which is shorter: they share what takes long to make
+	@$(PYTEST) -m "not gpu and not full" $(TESTS)
+
 .PHONY: test-full
 test-full: env ## full-size models: up to 24 GB of memory, three quarters of an hour
 	@python -m pytest -m full

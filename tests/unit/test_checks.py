@@ -32,7 +32,7 @@ def problems(params: dict[str, Any]) -> str:
     return str(raised.value)
 
 
-# Each was exported and built: tests/unit/onnx/test_conversion.py.
+# Each was exported and built: tests/builds/test_conversion.py.
 @pytest.mark.parametrize(
     ("exporter", "patches", "first", "last"),
     [
