@@ -175,7 +175,10 @@ def _sample_once(
     seeds = [settings.seed + i for i in range(image.batch_size)]
     noise = initial_latents(model, sampling, seeds)
     prompts = [settings.prompt] * image.batch_size
-    return sample(networks, model, sampling, prompts, noise, seeds=seeds, device=device).durations
+    result = sample(
+        networks, model, sampling, prompts, noise, seeds=seeds, device=device, trajectory=False
+    )
+    return result.durations
 
 
 def _make_and_run(make: Maker, run: Callable[[Mapping[str, Network]], Durations]) -> None:

@@ -1,7 +1,8 @@
-"""The denoising loop of diffusers' pipelines, over any mix of PyTorch modules and engines."""
+"""What diffusers' pipelines do, over any mix of PyTorch modules and engines."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import time
@@ -17,7 +18,16 @@ from diffusion_engines.families import family_of
 from diffusion_engines.families.base import Family, Model, Network
 from diffusion_engines.files import read_json
 from diffusion_engines.progress import progress
+from diffusion_engines.runtime.denoising import (
+    Denoised,
+    Denoiser,
+    Stopwatch,
+    denoise,
+    draw_noise,
+    guided,
+)
 from diffusion_engines.runtime.networks import read_config
+from diffusion_engines.runtime.schedules import schedule_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,9 @@ class Durations:
     """Seconds of each phase of one run, in the breakdown of the PhotoRoom article.
 
     ``denoising_loop`` contains ``denoiser`` (one entry per step) and the scheduler with the
-    guidance.
+    guidance. On a GPU, the entries are of its own clock: no step waits for another to be timed.
+    Where a step is one CUDA graph (:mod:`~diffusion_engines.runtime.denoising`), they are of whole
+    steps, with scheduler and guidance.
     """
 
     encoding: float = 0.0
@@ -65,7 +77,7 @@ class Durations:
 
     @property
     def scheduler_and_guidance(self) -> float:
-        """The part of the denoising loop that is not the denoiser."""
+        """The part of the denoising loop that is not in the entries of the denoiser."""
         return self.denoising_loop - sum(self.denoiser)
 
     @property
@@ -78,7 +90,8 @@ class Durations:
 class Sample:
     """Images (batch, 3, height, width), fp32 in [0, 1], and how they came about.
 
-    ``latents`` are those before the first step and after each step, fp32.
+    ``latents`` are those before the first step and after each step, fp32, on the CPU; none where
+    they were not asked for.
     """
 
     images: torch.Tensor
@@ -157,6 +170,7 @@ def sample(
     seeds: Sequence[int] | None = None,
     device: str = "cpu",
     description: str = "denoise",
+    trajectory: bool = True,
 ) -> Sample:
     """Run encoders, denoising loop and decoder, as diffusers' pipelines do.
 
@@ -172,6 +186,7 @@ def sample(
             generators.
         device: where the networks expect their inputs.
         description: shown on the progress bar.
+        trajectory: whether to return the latents of every step.
 
     Raises:
         ConfigError: the scheduler adds noise, and there are no seeds to draw it from; or the
@@ -179,7 +194,9 @@ def sample(
     """
     family = model.family
     scheduler = make_scheduler(family, settings.scheduler, model.scheduler_config)
-    scheduler.set_timesteps(settings.steps, device=device)
+    schedule = schedule_of(scheduler, settings.steps)
+    denoiser = functools.partial(family.denoise, networks)
+    guidance_scale = settings.guidance_scale if settings.guidance else None
     durations = Durations()
     now = _clock(device)
 
@@ -190,64 +207,102 @@ def sample(
     durations.encoding = now() - started
 
     started = now()
-    options = _step_options(family, scheduler, settings, seeds, latents)
-    # Schedulers of flow matching neither scale the noise nor what the denoiser gets.
-    latents = latents.to(device) * getattr(scheduler, "init_noise_sigma", 1.0)
-    scales = hasattr(scheduler, "scale_model_input")
-    trajectory = [latents.float().cpu()]
-    for timestep in progress(scheduler.timesteps, description):
-        # With a scale of 1 both halves still run: engines have the batch size of two halves.
-        rows = torch.cat([latents, latents]) if settings.guidance else latents
-        if scales:
-            rows = scheduler.scale_model_input(rows, timestep)
-        denoiser_started = now()
-        noise = family.denoise(networks, rows, timestep, conditions)
-        durations.denoiser.append(now() - denoiser_started)
-        noise = noise.float()
-        if settings.guidance:
-            noise = _guided(noise, settings.guidance_scale)
-        latents = scheduler.step(noise, timestep, latents, **options).prev_sample
-        trajectory.append(latents.float().cpu())
+    generators = _generators(family, settings, seeds, latents)
+    latents = latents.to(device)
+    if schedule is None:
+        denoised = _denoise_with(
+            scheduler,
+            denoiser,
+            latents,
+            conditions,
+            guidance_scale=guidance_scale,
+            generators=generators,
+            steps=settings.steps,
+            description=description,
+            trajectory=trajectory,
+        )
+    else:
+        denoised = denoise(
+            denoiser,
+            networks[family.denoiser.name],
+            schedule,
+            latents * schedule.init_noise_sigma,
+            conditions,
+            guidance_scale=guidance_scale,
+            noise=draw_noise(schedule, latents, generators),
+            steps=progress(range(len(schedule)), description),
+            trajectory=trajectory,
+        )
     durations.denoising_loop = now() - started
+    durations.denoiser = denoised.stopwatch.seconds()
 
     started = now()
-    images = family.decode(networks, model, latents)
+    images = family.decode(networks, model, denoised.latents)
     durations.decoding = now() - started
-    return Sample(images.cpu(), trajectory, durations)
+    return Sample(images.cpu(), denoised.trajectory, durations)
 
 
-def _guided(noise: torch.Tensor, scale: float) -> torch.Tensor:
-    """Combine the two halves of classifier-free guidance; a scale up to 1 is none."""
-    unconditional, conditional = noise.chunk(2)
-    if scale <= 1.0:
-        return conditional
-    return unconditional + scale * (conditional - unconditional)
-
-
-def _step_options(
-    family: Family,
+def _denoise_with(
     scheduler: Any,
+    denoiser: Denoiser,
+    latents: torch.Tensor,
+    conditions: tuple[torch.Tensor, ...],
+    *,
+    guidance_scale: float | None,
+    generators: list[torch.Generator] | None,
+    steps: int,
+    description: str,
+    trajectory: bool,
+) -> Denoised:
+    """Run the loop with a scheduler whose steps are no sums, as it stands in diffusers."""
+    scheduler.set_timesteps(steps, device=latents.device)
+    takes = inspect.signature(scheduler.step).parameters
+    options = {"generator": generators} if generators and "generator" in takes else {}
+    # Schedulers of flow matching neither scale the noise nor what the denoiser gets.
+    latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
+    scales = hasattr(scheduler, "scale_model_input")
+    scale = (
+        None if guidance_scale is None else torch.tensor([guidance_scale], device=latents.device)
+    )
+    stopwatch = Stopwatch(latents.device)
+    collected = [latents.float()]
+    for timestep in progress(scheduler.timesteps, description):
+        rows = latents if scale is None else torch.cat([latents, latents])
+        if scales:
+            rows = scheduler.scale_model_input(rows, timestep)
+        stopwatch.mark()
+        output = denoiser(rows, timestep, conditions)
+        stopwatch.mark()
+        output = output.float()
+        if scale is not None:
+            output = guided(output, scale)
+        latents = scheduler.step(output, timestep, latents, **options).prev_sample
+        if trajectory:
+            collected.append(latents.float())
+    return Denoised(latents, [*torch.stack(collected).cpu()] if trajectory else [], stopwatch)
+
+
+def _generators(
+    family: Family,
     settings: Settings,
     seeds: Sequence[int] | None,
     latents: torch.Tensor,
-) -> dict[str, Any]:
-    """Return what a scheduler's ``step`` takes besides: the generator of each image.
+) -> list[torch.Generator] | None:
+    """Return the generator of each image, which has drawn the image's initial noise.
 
-    Each has drawn the image's initial noise, and is the CPU's; so an image repeats in any batch
-    and on any device, and is the one that a diffusers pipeline makes with that generator.
+    It is the CPU's on every device; so an image repeats in any batch and anywhere, and is the one
+    that a diffusers pipeline makes with that generator.
     """
     if seeds is None:
         if family.schedulers[settings.scheduler].adds_noise:
             raise ConfigError(
                 f"the scheduler {settings.scheduler} adds noise, which needs the images' seeds"
             )
-        return {}
-    if "generator" not in inspect.signature(scheduler.step).parameters:
-        return {}
+        return None
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for generator in generators:
         torch.randn(latents.shape[1:], generator=generator)
-    return {"generator": generators}
+    return generators
 
 
 def _clock(device: str) -> Callable[[], float]:

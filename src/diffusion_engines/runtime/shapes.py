@@ -109,6 +109,11 @@ class CheckedEngine(torch.nn.Module):
         self.inputs = input_sizes(manifest.inputs)
         self.pixels_per_latent: int | None = None
 
+    @property
+    def capturable(self) -> bool:
+        """Whether its calls can be part of a CUDA graph (``runtime/denoising.py``)."""
+        return bool(getattr(self.engine, "capturable", False))
+
     def forward(self, *tensors: torch.Tensor) -> Any:
         """Run the engine; return its output, or a tuple of several.
 

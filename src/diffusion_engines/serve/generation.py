@@ -116,6 +116,7 @@ def generate_images(
                 seeds=seeds,
                 device=device,
                 description=batch[0][:40],
+                trajectory=generate.frames > 0,
             )
         for row in range(count):
             details = {"prompt": batch[row], "seed": seeds[row], **common}

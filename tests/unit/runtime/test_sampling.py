@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.calls import recorded_calls
 from diffusion_engines.runtime.recording import load_settings, prompt_batches, record_reference
+from diffusion_engines.runtime.schedules import schedule_of
 
 PROMPT = "A big banana leaf with lemons in front of it"
 SETTINGS = sampling.Settings("lms", 4, 7.5, 128, 128, negative_prompt="blurry")
@@ -126,3 +128,42 @@ def test_batches_are_full() -> None:
         (["a", "b"], [7, 8]),
         (["c", "c"], [9, 10]),
     ]
+
+
+@pytest.mark.parametrize("change", [{"clip_sample": True}, {"thresholding": True}])
+def test_a_scheduler_that_clips_takes_its_own_steps(
+    tiny_weights: Path, change: dict[str, bool]
+) -> None:
+    model = sampling.load_model(tiny_weights)
+    model = replace(model, scheduler_config={**model.scheduler_config, **change})
+    settings = sampling.Settings("ddim", 4, 7.5, 64, 64)
+    scheduler = sampling.make_scheduler(model.family, "ddim", model.scheduler_config)
+    assert schedule_of(scheduler, 4) is None
+    networks = torch_networks("fp32", "cpu", weights=tiny_weights)
+    noise = sampling.initial_latents(model, settings, [3])
+    found = sampling.sample(networks, model, settings, [PROMPT], noise, seeds=[3])
+    assert len(found.latents) == 5
+    assert len(found.durations.denoiser) == 4
+    scheduler.set_timesteps(4)
+    conditions = model.family.encode(networks, model, [PROMPT], "", (64, 64), "cpu")
+    latents = noise
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            rows = torch.cat([latents, latents])
+            first, second = model.family.denoise(networks, rows, timestep, conditions).chunk(2)
+            latents = scheduler.step(first + 7.5 * (second - first), timestep, latents).prev_sample
+    torch.testing.assert_close(found.latents[-1], latents, rtol=0, atol=1e-5)
+
+
+def test_the_latents_of_every_step_are_for_those_who_ask(tiny_weights: Path) -> None:
+    model = sampling.load_model(tiny_weights)
+    networks = torch_networks("fp32", "cpu", weights=tiny_weights)
+    noise = sampling.initial_latents(model, SETTINGS, [0])
+    whole = sampling.sample(networks, model, SETTINGS, [PROMPT], noise)
+    assert len(whole.latents) == 5
+    scheduler = sampling.make_scheduler(model.family, "lms", model.scheduler_config)
+    scheduler.set_timesteps(4)
+    assert torch.equal(whole.latents[0], noise * float(scheduler.init_noise_sigma))
+    alone = sampling.sample(networks, model, SETTINGS, [PROMPT], noise, trajectory=False)
+    assert alone.latents == []
+    assert torch.equal(alone.images, whole.images)
