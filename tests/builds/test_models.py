@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -292,7 +293,7 @@ def test_served_engines_paint_what_diffusers_paints(
         assert set(json.loads(ours.read_text())) == set(json.loads(published.read_text()))
     served = serve(model, tmp_path / "cpu")
     own = own_pipeline(model, "euler")
-    assert type(served) is type(own)
+    assert isinstance(served, type(own))
     scheduler = "lcm" if model.few_steps else "euler"
     for pipeline in (served, own):
         config = pipeline.scheduler.config
@@ -300,6 +301,14 @@ def test_served_engines_paint_what_diffusers_paints(
         pipeline.scheduler = sampling.make_scheduler(family, scheduler, config)
     for negative in (None, "blurry"):
         expected, found = (paint(pipeline, model, negative) for pipeline in (own, served))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    # The loop on the device, and diffusers' loop over the same engines.
+    for scheduler in family.schedulers:
+        served.scheduler = sampling.make_scheduler(family, scheduler, own.scheduler.config)
+        found = paint(served, model, "blurry")
+        diffusers_loop = functools.partial(type(own).__call__, served)
+        expected = paint(diffusers_loop, model, "blurry")
+        assert expected.std() > 0.01
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     with pytest.raises(ConfigError, match="clip_skip"):
         served(PROMPT, num_inference_steps=1, clip_skip=1, guidance_scale=1.0)

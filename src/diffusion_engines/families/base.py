@@ -210,6 +210,9 @@ class Family:
         schedulers: by their names in ``conf/``.
         options: of the diffusers pipeline besides its modules, from ``model_index.json``.
         lora: None: there are none that can be read.
+        around_loop: the arguments of the diffusers pipeline's call that are all used before or
+            after the denoising loop, or that the loop of
+            :mod:`~diffusion_engines.serve.pipelines` knows. Any other is left to diffusers.
     """
 
     class_name: str
@@ -224,6 +227,7 @@ class Family:
     schedulers: Mapping[str, Scheduler]
     options: Callable[[Mapping[str, Any]], dict[str, Any]]
     lora: LoraFormat | None = None
+    around_loop: frozenset[str] = frozenset()
 
     @property
     def folders(self) -> tuple[str, ...]:

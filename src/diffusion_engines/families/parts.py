@@ -39,6 +39,27 @@ SCHEDULERS: Mapping[str, Scheduler] = {
     "lcm": Scheduler("LCMScheduler", {}, adds_noise=True),
 }
 
+# Of the calls of diffusers' pipelines for text to image: prompts, sizes, noise, steps, guidance,
+# and the form of the result.
+AROUND_LOOP = frozenset(
+    {
+        "prompt",
+        "negative_prompt",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "num_images_per_prompt",
+        "height",
+        "width",
+        "latents",
+        "generator",
+        "num_inference_steps",
+        "guidance_scale",
+        "output_type",
+        "return_dict",
+        "callback_on_step_end_tensor_inputs",  # of a callback, which is another argument
+    }
+)
+
 
 def open_dim(name: str, size: int, bounds: Sequence[int] | None, step: int = 1) -> int | Dim:
     """Return a fixed size, or an open dimension where there are bounds."""

@@ -154,4 +154,5 @@ FAMILY = Family(
     schedulers=parts.SCHEDULERS,
     options=_options,
     lora=parts.unet_loras("text_encoder"),
+    around_loop=parts.AROUND_LOOP,
 )

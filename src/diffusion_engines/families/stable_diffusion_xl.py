@@ -106,6 +106,19 @@ def _options(index: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+# The second encoder's prompts, and the sizes that the UNet is told.
+_AROUND_LOOP = {
+    "prompt_2",
+    "negative_prompt_2",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+    "original_size",
+    "crops_coords_top_left",
+    "target_size",
+    "negative_original_size",
+    "negative_crops_coords_top_left",
+    "negative_target_size",
+}
 _ADAPTER = "diffusion_engines.serve.adapters:PenultimateTextEncoder"
 
 FAMILY = Family(
@@ -144,4 +157,5 @@ FAMILY = Family(
     schedulers=parts.SCHEDULERS,
     options=_options,
     lora=parts.unet_loras("text_encoder", "text_encoder_2"),
+    around_loop=parts.AROUND_LOOP | _AROUND_LOOP,
 )

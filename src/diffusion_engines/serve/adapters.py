@@ -40,6 +40,11 @@ class EngineModule(torch.nn.Module):
         self.config = config
         self.device = torch.device(device_of_engine(engine.manifest))
 
+    @property
+    def capturable(self) -> bool:
+        """Whether its calls can be part of a CUDA graph, as of the engine."""
+        return self.engine.capturable
+
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """Do nothing where an engine already is what is asked for.
 
@@ -186,6 +191,25 @@ class UNet(EngineModule):
             ConfigError: a condition is given that the engine has no input for.
             ShapeError: the size or batch is not one that the engine was built for.
         """
+        noise = self.noise(
+            sample,
+            timestep,
+            self.conditions(encoder_hidden_states, added_cond_kwargs=added_cond_kwargs, **unused),
+        )
+        return UNet2DConditionOutput(sample=noise) if return_dict else (noise,)
+
+    def conditions(
+        self,
+        encoder_hidden_states: torch.Tensor,
+        *,
+        added_cond_kwargs: Mapping[str, torch.Tensor] | None = None,
+        **unused: Any,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return what the engine takes besides latents and timestep.
+
+        Raises:
+            ConfigError: a condition is given that the engine has no input for.
+        """
         conditions = [encoder_hidden_states]
         if self.sized:
             added = dict(added_cond_kwargs or {})
@@ -194,6 +218,20 @@ class UNet(EngineModule):
         else:
             unused["added_cond_kwargs"] = added_cond_kwargs
         _refuse(self.engine, **unused)
+        return tuple(conditions)
+
+    def noise(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        conditions: tuple[torch.Tensor, ...],
+    ) -> torch.Tensor:
+        """Return the engine's prediction, like the latents, fp32.
+
+        Raises:
+            ConfigError: there are several timesteps.
+            ShapeError: the size or batch is not one that the engine was built for.
+        """
         step = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1)
         if len(step) > 1 and not bool((step == step[0]).all()):
             raise ConfigError(
@@ -203,10 +241,9 @@ class UNet(EngineModule):
         # Most engines are built for the two halves of classifier-free guidance. Without guidance a
         # pipeline sends one half; it runs twice, which an engine of a fixed batch does anyway.
         repeats = 2 if rows not in allowed and 2 * rows in allowed else 1
-        latents, *conditions = (torch.cat([value] * repeats) for value in (sample, *conditions))
-        noise = self.engine(latents, step[:1], *conditions)
-        noise = noise[:rows].float()
-        return UNet2DConditionOutput(sample=noise) if return_dict else (noise,)
+        latents, *rest = (torch.cat([value] * repeats) for value in (sample, *conditions))
+        noise: torch.Tensor = self.engine(latents, step[:1], *rest)
+        return noise[:rows].float()
 
 
 class VAEDecoder(EngineModule):

@@ -51,7 +51,9 @@ def load_component(folder: str | PathLike[str], device: str | None = None) -> Ch
 def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any:
     """Return a diffusers pipeline whose networks are engines.
 
-    It is of the model's own class. Scheduler and tokenizers are the model's, too; a pipeline's
+    It is of the model's own class, whose call runs the denoising loop on the device where nothing
+    looks into it: no callback, no ``timesteps``, and a scheduler whose steps are sums, as most are.
+    Scheduler and tokenizers are the model's, too; a pipeline's
     usual attributes can be replaced, as in
     ``pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)``. Between the
     networks everything is fp32; each engine casts to the precision that it computes in. Sizes
@@ -69,6 +71,7 @@ def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any
         ShapeError: of a call with a size or batch that the engines were not built for.
     """
     from diffusion_engines.runtime.sampling import load_model
+    from diffusion_engines.serve.pipelines import engine_pipeline_class
 
     diffusers: Any = importlib.import_module("diffusers")  # untyped
     folder = Path(folder)
@@ -88,7 +91,10 @@ def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any
         modules[family.tokenizers[encoder]] = tokenizer
     scheduler = getattr(diffusers, model.scheduler_config["_class_name"])
     modules["scheduler"] = scheduler.from_config(model.scheduler_config)
-    return getattr(diffusers, family.class_name)(**modules, **family.options(model.index))
+    cls = engine_pipeline_class(
+        getattr(diffusers, family.class_name), family.denoiser.folder, family.around_loop
+    )
+    return cls(**modules, **family.options(model.index))
 
 
 def check_complete(folder: Path, components: tuple[str, ...]) -> None:
