@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import unittest.mock
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,10 @@ from diffusion_engines.parity.metrics import worst_difference
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.calls import recorded_calls
+from diffusion_engines.runtime.denoising import denoise
 from diffusion_engines.runtime.networks import example_inputs
 from diffusion_engines.runtime.recording import record_reference
+from diffusion_engines.serve import pipelines
 from diffusion_engines.weights.sources import check_architecture
 from tests.conftest import ROOT, graph_of, load, write_bundles
 from tests.manifests import built_manifest, graph_manifest
@@ -284,7 +287,7 @@ def serve(model: Reduced, folder: Path) -> Any:
 # With the keys of their published configs, and no others: SD 1.4's lack time_cond_proj_dim.
 @pytest.mark.parametrize("name", long_but(["sd21", "sdxl-turbo"], MODELS))
 def test_served_engines_paint_what_diffusers_paints(
-    reduced: dict[str, Reduced], tmp_path: Path, name: str
+    reduced: dict[str, Reduced], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     model = reduced[name]
     for component in family_of(model.weights).components.values():
@@ -303,6 +306,8 @@ def test_served_engines_paint_what_diffusers_paints(
         expected, found = (paint(pipeline, model, negative) for pipeline in (own, served))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     # The loop on the device, and diffusers' loop over the same engines.
+    loop = unittest.mock.Mock(side_effect=denoise)
+    monkeypatch.setattr(pipelines, "denoise", loop)
     for scheduler in family.schedulers:
         served.scheduler = sampling.make_scheduler(family, scheduler, own.scheduler.config)
         found = paint(served, model, "blurry")
@@ -310,6 +315,7 @@ def test_served_engines_paint_what_diffusers_paints(
         expected = paint(diffusers_loop, model, "blurry")
         assert expected.std() > 0.01
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert loop.call_count == len(family.schedulers)
     with pytest.raises(ConfigError, match="clip_skip"):
         served(PROMPT, num_inference_steps=1, clip_skip=1, guidance_scale=1.0)
     if model.few_steps:

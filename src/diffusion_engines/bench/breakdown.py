@@ -48,7 +48,10 @@ def distribution(milliseconds: Sequence[float]) -> dict[str, float]:
 
 
 def summarize(runs: Sequence[Durations]) -> dict[str, dict[str, float]]:
-    """Return the distribution of every phase, and of one call of the denoiser, over all runs."""
+    """Return the distribution of every phase, and of one call of the denoiser, over all runs.
+
+    What a call holds, and on whose clock, is said by ``Durations``.
+    """
     phases = [phase_milliseconds(run) for run in runs]
     table = {phase: distribution([row[phase] for row in phases]) for phase in PHASES}
     table["denoiser_call"] = distribution([s * 1e3 for run in runs for s in run.denoiser])

@@ -135,6 +135,8 @@ def denoise(
 ) -> Denoised:
     """Run the loop where the latents are.
 
+    A captured step works in memory of its own: two threads cannot use a network at once.
+
     Args:
         denoiser: what is called at each step.
         network: that the denoiser calls; captured steps are kept for it.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UniPCMultistepSche
 from diffusion_engines import load_pipeline
 from diffusion_engines.config import Dynamic
 from diffusion_engines.errors import ShapeError
+from diffusion_engines.families import FAMILIES
+from diffusion_engines.families.base import Family
 from diffusion_engines.families.stable_diffusion import FAMILY
 from diffusion_engines.runtime.denoising import _captures, denoise
 from diffusion_engines.runtime.sampling import make_scheduler
@@ -66,9 +71,7 @@ def paint(call: Callable[..., Any], *args: Any, **settings: Any) -> Any:
 
 def by_diffusers(pipeline: Any, *args: Any, **settings: Any) -> Any:
     """The picture of diffusers' own call, with the same engines."""
-    return paint(
-        lambda *a, **k: StableDiffusionPipeline.__call__(pipeline, *a, **k), *args, **settings
-    )
+    return paint(functools.partial(StableDiffusionPipeline.__call__, pipeline), *args, **settings)
 
 
 def test_it_is_diffusers_pipeline(served: Any) -> None:
@@ -77,6 +80,12 @@ def test_it_is_diffusers_pipeline(served: Any) -> None:
     assert repr(served).startswith("StableDiffusionPipeline {")
     arguments = (StableDiffusionPipeline, "unet", FAMILY.around_loop)
     assert engine_pipeline_class(*arguments) is type(served)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_family_names_arguments_that_its_pipeline_has(family: Family) -> None:
+    base = getattr(diffusers, family.class_name)
+    assert family.around_loop <= inspect.signature(base.__call__).parameters.keys()
 
 
 @pytest.mark.parametrize("scale", [7.5, 1.0])
