@@ -55,6 +55,10 @@ test-full: env ## full-size models: up to 24 GB of memory, three quarters of an 
 test-gpu: env ## what needs an NVIDIA GPU
 	@python -m pytest -m gpu
 
+.PHONY: bench-gpu
+bench-gpu: env ## how close a built target comes to the GPU's limits, beside PyTorch; TARGET=h100
+	@python tools/bench_gpu.py $(TARGET)
+
 .PHONY: lint
 lint: env ## ruff and mypy
 	@ruff check src stages hydra_plugins tests tools models

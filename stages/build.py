@@ -2,8 +2,9 @@
 
 Select it with `+engine=rtx-unet`.
 
-Reads   artifacts/onnx/<graph>/, artifacts/fingerprints/<target>.json, and
-        artifacts/timing/<target>/ if it is there: not a dependency, for it only saves time
+Reads   artifacts/onnx/<graph>/, or artifacts/programs/<target>/<component>/;
+        artifacts/fingerprints/<target>.json, and artifacts/timing/<target>/ if it is there: not a
+        dependency, for it only saves time
 Writes  artifacts/engines/<target>/<component>/: the engine and manifest.json; of TensorRT also
         layers.json and timing.cache
         artifacts/logs/build/<engine>/: what the builder printed
@@ -14,12 +15,11 @@ from pathlib import Path
 
 from diffusion_engines import config, manifests
 from diffusion_engines.backends import backend, check_precision
-from diffusion_engines.backends.base import Graph
+from diffusion_engines.backends.base import GRAPH_FILES, Graph
 from diffusion_engines.backends.targets import Target
 from diffusion_engines.backends.timing import find_timing_cache
 from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
-from diffusion_engines.onnx.graph import MODEL
 from diffusion_engines.params import key, param
 from diffusion_engines.progress import step
 from diffusion_engines.stage import stage
@@ -42,13 +42,14 @@ def main(cfg: Config) -> None:
     fingerprint = module.fingerprint(target)
     source = Path(engine.graph_folder)
     with step(f"check the files of {engine.graph}"):
-        manifest = manifests.read(source, manifests.Graph)
+        kind = manifests.Program if module.graph_format == "exported_program" else manifests.Graph
+        manifest = manifests.read(source, kind)
     graph = Graph(
         name=engine.graph,
         component=engine.component,
         precision=engine.precision,
         format=module.graph_format,
-        path=source / MODEL,
+        path=source / GRAPH_FILES[module.graph_format],
         inputs=manifest.inputs,
     )
     cache = None

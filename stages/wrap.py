@@ -3,8 +3,10 @@
 Select it with `+engine=rtx-unet`.
 
 Where the target has `torchscript`, torchtrtc writes engine.ts beside the plan; that takes the GPU.
+The weights of an exported program, which has none, are added here.
 
-Reads   artifacts/engines/<target>/<component>/, artifacts/fingerprints/<target>-wrap.json
+Reads   artifacts/engines/<target>/<component>/, artifacts/fingerprints/<target>-wrap.json, and for
+        engines of exported programs artifacts/weights/<folder of the component>/
 Writes  artifacts/bundles/<target>/<component>/
 """
 
@@ -31,7 +33,7 @@ def main(cfg: Config) -> None:
     engine = cfg.item
     target = workspace.bundle(engine.target, engine.component)
     with step(f"wrap {cfg.engine}"), new_folder(target) as folder:
-        wrap_engine(workspace.engine(engine.target, engine.component), folder)
+        wrap_engine(workspace.engine(engine.target, engine.component), folder, workspace.weights)
 
 
 if __name__ == "__main__":

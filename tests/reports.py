@@ -274,7 +274,6 @@ def sections(
                 "component": component,
                 "weights": "vae" if component == "vae_decoder" else component,
                 "precision": precision,
-                "format": "onnx",
                 "source": f"{component}-{quantized[name]}" if name in quantized else None,
             }
             for component, precision in dict.fromkeys(
@@ -289,7 +288,9 @@ def sections(
                 "component": component,
                 "precision": engines[name],
                 "graph": graph_name(component, engines[name]),
-                **dict.fromkeys(("graph_folder", "code", "shared", "wrap_code"), "a path"),
+                **dict.fromkeys(
+                    ("graph_folder", "code", "shared", "wrap_code", "wrap_weights"), "a path"
+                ),
             }
             for name, (target, component) in split.items()
         },

@@ -184,13 +184,22 @@ class Choice:
 
 @dataclass(config=STRICT)
 class Graph:
-    """One component in one precision and format; derived from the fleet (tables.py)."""
+    """One component in one precision as ONNX; derived from the fleet (tables.py)."""
 
     component: str
     weights: str  # the folder of artifacts/weights/ that it reads
     precision: PrecisionName
-    format: str
     source: str | None  # the graph that the stage quantize makes it from; null: it is exported
+
+
+@dataclass(config=STRICT)
+class Program:
+    """One component as an exported program for one target; derived from the fleet (tables.py)."""
+
+    target: str
+    component: str
+    weights: str  # the folder of artifacts/weights/ whose config.json it reads
+    precision: PrecisionName
 
 
 @dataclass(config=STRICT)
@@ -198,7 +207,7 @@ class Engine:
     """One component built for one target; derived from the fleet (tables.py).
 
     The rest are paths that its stages depend on, for dvc.yaml: of the graph, of the code that
-    builds and wraps it, and of code that several backends share.
+    builds and wraps it, of code that several backends share, and of the weights that are added.
     """
 
     target: str
@@ -210,6 +219,7 @@ class Engine:
     code: str
     shared: str
     wrap_code: str
+    wrap_weights: str
 
 
 @dataclass(config=STRICT)
@@ -333,13 +343,14 @@ SECTIONS: dict[str, Any] = {
     "graphs": dict[str, Graph],
     "exports": dict[str, Graph],
     "quantized": dict[str, Graph],
+    "programs": dict[str, Program],
     "engines": dict[str, Engine],
     "measured": dict[str, Measured],
     "timing": dict[str, Timing],
 }
 
 # What follows from the others (tables.py), and is wrong only where they are or somebody edited it.
-DERIVED = ("graphs", "exports", "quantized", "engines", "measured", "timing")
+DERIVED = ("graphs", "exports", "quantized", "programs", "engines", "measured", "timing")
 
 # Where the keys of a section are written; those of a fleet and its targets carry names.
 _SECTION_FOLDERS = {

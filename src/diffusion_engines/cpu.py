@@ -37,3 +37,21 @@ def this_cpu() -> Cpu:
 
     found = cpuinfo.get_cpu_info()
     return Cpu(found.get("brand_raw", platform.processor()), frozenset(found.get("flags", [])))
+
+
+def instruction_set() -> str:
+    """Return the CPU's instruction set, as coarse as code generation needs it.
+
+    x86-64 is told apart by its micro-architecture levels (v2: SSE4.2, v3: AVX2, v4: AVX-512), so
+    that two laptops of about the same age share engines.
+    """
+    machine = platform.machine().lower()
+    if machine not in ("x86_64", "amd64"):
+        return machine
+    flags = this_cpu().flags
+    levels = (
+        ("x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
+        ("x86-64-v3", {"avx2", "bmi2", "fma"}),
+        ("x86-64-v2", {"sse4_2", "ssse3"}),
+    )
+    return next((level for level, needed in levels if needed <= flags), "x86-64")

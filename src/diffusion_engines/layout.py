@@ -51,6 +51,10 @@ class Workspace:
         """The graph that engines are built from: simplified, or quantized."""
         return self.artifacts / "onnx" / graph
 
+    def program(self, target: str, component: str) -> Path:
+        """The exported program that an engine is built from, in the PyTorch of its target."""
+        return self.artifacts / "programs" / target / component
+
     def quantization(self, graph: str) -> Path:
         """What the quantized graph costs in accuracy, per call, e.g. of ``unet-int8``."""
         return self.artifacts / "quantization" / graph

@@ -3,8 +3,8 @@
 Whoever writes a folder and whoever reads it share the type. Every file is listed with its size and
 SHA-256: DVC itself does not notice a corrupt file in its cache.
 
-Format 2 has more keys than format 1, which had no number, and is else the same: what a field's
-default says is true of a manifest that lacks its key.
+Each format has more keys than the one before, and is else the same; the first had no number. What a
+field's default says is true of a manifest that lacks its key.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -25,7 +25,7 @@ from diffusion_engines.files import MANIFEST, read_json, sha256_of_file, write_j
 from diffusion_engines.results import first_problem
 
 # Raise it when a key is added, goes, or changes its meaning.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,14 @@ class Graph:
     """One component in one precision, as ONNX.
 
     Attributes:
+        graph_format: ``onnx``, or ``exported_program``, which has no weights.
         inputs, outputs: in the order in which the component takes and gives them.
         guidance: whether a call has the two halves of classifier-free guidance.
         versions: of the libraries that made it.
-        model, synthetic, loras, repo, revision, seed: of its weights; see :class:`Weights`.
-        weights: ``digest`` of the network's weights; None: of format 1.
+        model, synthetic, loras, repo, revision, seed: of its weights; see :class:`Weights`. Without
+            weights they are empty, up to the bundle of an engine, which has some.
+        opset: of ONNX; 0: a program has none.
+        weights: ``digest`` of the network's weights; None: of format 1, or without weights.
         compared: whether ONNX Runtime was compared with the reference on it.
         simplify_rel_l2: what simplifying it cost; None: not measured.
         quantization: settings, source, and what became of the layers; None: as it was exported.
@@ -122,9 +125,10 @@ class Graph:
     opset: int
     patches: tuple[str, ...]
     versions: Mapping[str, str]
-    model: str
+    model: str | None
     synthetic: bool
     loras: tuple[FusedLora, ...]
+    graph_format: str = "onnx"
     repo: str | None = None
     revision: str | None = None
     seed: int | None = None
@@ -133,6 +137,13 @@ class Graph:
     simplify_rel_l2: float | None = None
     quantization: Mapping[str, Any] | None = None
     files: Files = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Program(Graph):
+    """One component in one precision, as an exported program."""
+
+    kind: ClassVar[str] = "exported_program"
 
 
 @dataclass(frozen=True)
@@ -166,7 +177,7 @@ class Engine:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[OutputSpec, ...]
     guidance: bool
-    model: str
+    model: str | None
     synthetic: bool
     loras: tuple[FusedLora, ...]
     onnx: Graph
@@ -208,7 +219,7 @@ class Pipeline:
 
 
 Manifest = Weights | Reference | Graph | Engine | Pipeline
-M = TypeVar("M", Weights, Reference, Graph, Engine, Bundle, Pipeline)
+M = TypeVar("M", Weights, Reference, Graph, Program, Engine, Bundle, Pipeline)
 
 
 def graph_from_weights(
@@ -244,6 +255,56 @@ def graph_from_weights(
         revision=weights.revision,
         seed=weights.seed,
         weights=weights.digest,
+    )
+
+
+def program_without_weights(
+    *,
+    name: str,
+    component: str,
+    precision: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[OutputSpec],
+    guidance: bool,
+    versions: Mapping[str, str],
+) -> Program:
+    """Return the manifest of an exported program, which any weights of its network fit."""
+    return Program(
+        name=name,
+        component=component,
+        precision=precision,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        guidance=guidance,
+        exporter="torch.export",
+        opset=0,
+        patches=(),
+        versions=versions,
+        model=None,
+        synthetic=False,
+        loras=(),
+        graph_format="exported_program",
+    )
+
+
+def engine_with_weights(engine: Engine, weights: Weights) -> Engine:
+    """Return the manifest of an engine of a program, with the weights that were added to it."""
+    graph = replace(
+        engine.onnx,
+        model=weights.model,
+        synthetic=weights.synthetic,
+        loras=weights.loras,
+        repo=weights.repo,
+        revision=weights.revision,
+        seed=weights.seed,
+        weights=weights.digest,
+    )
+    return replace(
+        engine,
+        model=weights.model,
+        synthetic=weights.synthetic,
+        loras=weights.loras,
+        onnx=graph,
     )
 
 

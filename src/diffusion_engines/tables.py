@@ -24,8 +24,8 @@ from diffusion_engines.precisions import PRECISIONS, graph_name
 
 Table = dict[str, dict[str, Any]]
 NAMES = DERIVED
-# Where the graphs of a format lie that engines are built from; layout.Workspace names the same.
-_FOLDERS = {"onnx": "artifacts/onnx", "exported_program": "artifacts/programs"}
+# What every model has: where a wrap needs no weights, it depends on this instead.
+_INDEX = "artifacts/weights/model_index.json"
 
 
 def derive_tables(config: Mapping[str, Any], root: Path) -> dict[str, Table]:
@@ -43,12 +43,21 @@ def derive_tables(config: Mapping[str, Any], root: Path) -> dict[str, Table]:
     family = family_of(root / config["model"]["folder"])
     engines = dict(_engines(config, family))
     graphs = _graphs(engines, config["quantize"], family)
-    onnx = {name: graph for name, graph in graphs.items() if graph["format"] == "onnx"}
     return {
         "graphs": graphs,
-        # DVC has no condition: what it loops over are tables, of ONNX graphs so far.
-        "exports": {name: graph for name, graph in onnx.items() if graph["source"] is None},
-        "quantized": {name: graph for name, graph in onnx.items() if graph["source"]},
+        # DVC has no condition: what it loops over are tables.
+        "exports": {name: graph for name, graph in graphs.items() if graph["source"] is None},
+        "quantized": {name: graph for name, graph in graphs.items() if graph["source"]},
+        "programs": {
+            name: {
+                "target": engine["target"],
+                "component": engine["component"],
+                "weights": family.components[engine["component"]].folder,
+                "precision": engine["precision"],
+            }
+            for name, engine in engines.items()
+            if _takes_programs(engine)
+        },
         "engines": engines,
         "measured": {
             target: {"components": components_of(engines, target)}
@@ -93,6 +102,9 @@ def _engines(config: Mapping[str, Any], family: Family) -> Iterator[tuple[str, d
         for component in _chosen(choice, family):
             precision = _precision(choice, component, family)
             name = graph_name(component, precision, module.graph_format)
+            # An exported program is of one PyTorch, which is the target's: it is nobody else's.
+            program = module.graph_format == "exported_program"
+            weights = f"artifacts/weights/{family.components[component].folder}"
             yield (
                 f"{target}-{component}",
                 {
@@ -101,10 +113,13 @@ def _engines(config: Mapping[str, Any], family: Family) -> Iterator[tuple[str, d
                     "component": component,
                     "precision": precision,
                     "graph": name,
-                    "graph_folder": f"{_FOLDERS[module.graph_format]}/{name}",
+                    "graph_folder": f"artifacts/programs/{target}/{component}"
+                    if program
+                    else f"artifacts/onnx/{name}",
                     "code": module.code,
                     "shared": module.shared,
                     "wrap_code": module.wrap_code,
+                    "wrap_weights": weights if program else _INDEX,
                 },
             )
 
@@ -131,29 +146,31 @@ def _precision(choice: Mapping[str, Any], component: str, family: Family) -> str
     return exceptions.get(component) or exceptions.get(role) or choice["precision"]
 
 
+def _takes_programs(engine: Mapping[str, Any]) -> bool:
+    return backend(engine["backend"]).graph_format == "exported_program"
+
+
 def _graphs(engines: Table, quantize: Mapping[str, Any], family: Family) -> Table:
-    """Return the graphs that engines are built from, and those that these are made from."""
+    """Return the ONNX graphs that engines are built from, and those that these are made from."""
     graphs: Table = {}
     for engine in engines.values():
+        if _takes_programs(engine):
+            continue
         component = family.components[engine["component"]]
-        graph_format = backend(engine["backend"]).graph_format
         known, source = PRECISIONS.get(engine["precision"]), None
         if known is not None and not known.exported:
             lowered_from = quantize.get(known.name, {}).get("source", known.sources[0])
-            source = graph_name(component.name, lowered_from, graph_format)
-            graphs[source] = _graph(component, lowered_from, graph_format, None)
-        graphs[engine["graph"]] = _graph(component, engine["precision"], graph_format, source)
+            source = graph_name(component.name, lowered_from)
+            graphs[source] = _graph(component, lowered_from, None)
+        graphs[engine["graph"]] = _graph(component, engine["precision"], source)
     return graphs
 
 
-def _graph(
-    component: Component, precision: str, graph_format: str, source: str | None
-) -> dict[str, Any]:
+def _graph(component: Component, precision: str, source: str | None) -> dict[str, Any]:
     return {
         "component": component.name,
         "weights": component.folder,
         "precision": precision,
-        "format": graph_format,
         "source": source,
     }
 

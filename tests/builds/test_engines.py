@@ -14,12 +14,12 @@ import torch
 from diffusion_engines import manifests
 from diffusion_engines.backends import backend, check_precision
 from diffusion_engines.backends.nvidia.building import check_dtypes
-from diffusion_engines.backends.onnxruntime.fingerprint import instruction_set
 from diffusion_engines.backends.onnxruntime.session import open_session
 from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
 from diffusion_engines.backends.probe import probe_target
 from diffusion_engines.backends.tensorrt_rtx.building import builder_config
 from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXBuild, TensorRTRTXTarget
+from diffusion_engines.cpu import instruction_set
 from diffusion_engines.errors import (
     BuildError,
     ConfigError,

@@ -81,7 +81,9 @@ class Toy:
             shutil.copyfile(file, folder / file.name)
         return BuildResult("model.onnx", "toy 1", "copied", {}, {graph.precision: 1})
 
-    def wrap(self, folder: Path, manifest: Engine) -> dict[str, object]:
+    def wrap(
+        self, folder: Path, manifest: Engine, weights: Path | None = None
+    ) -> dict[str, object]:
         return {}
 
     def check_loadable(self, manifest: Engine) -> None:

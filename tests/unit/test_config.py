@@ -95,7 +95,7 @@ def test_the_committed_params_are_what_conf_composes_to(tmp_path: Path) -> None:
         (
             lambda p: p["targets"]["cpu"].update(backend="foo"),
             [
-                "targets.cpu.backend: no such backend, there are onnxruntime, tensorrt, ",
+                "targets.cpu.backend: no such backend, there are inductor, onnxruntime, tensorrt, ",
                 "'foo'",
                 "conf/target/cpu.yaml",
             ],

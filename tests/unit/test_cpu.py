@@ -9,7 +9,7 @@ import cpuinfo
 import pytest
 
 from diffusion_engines import cpu
-from diffusion_engines.backends.onnxruntime.fingerprint import instruction_set
+from diffusion_engines.cpu import instruction_set
 
 X86 = """\
 processor\t: 0

@@ -50,7 +50,7 @@ def test_what_is_written_is_read(tmp_path: Path, manifest: Any) -> None:
     assert list(found.files) == ["deep/data"]
     assert found.files["deep/data"].bytes == 10
     written = json.loads((tmp_path / "manifest.json").read_text())
-    assert (written["kind"], written["format"]) == (manifest.kind, 2)
+    assert (written["kind"], written["format"]) == (manifest.kind, 3)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
             manifests.read(tmp_path, Engine)
 
 
-@pytest.mark.parametrize("number", [3, 0, "2", None])
+@pytest.mark.parametrize("number", [4, 0, "3", None])
 def test_a_format_of_another_version_is_refused(tmp_path: Path, number: object) -> None:
     manifests.write(tmp_path, graph_manifest())
     path = tmp_path / "manifest.json"
@@ -144,7 +144,7 @@ def test_a_format_of_another_version_is_refused(tmp_path: Path, number: object) 
     with pytest.raises(IntegrityError, match="has another format") as raised:
         manifests.read(tmp_path, Graph)
     for text in (
-        "expected: format 2",
+        "expected: format 3",
         f"found:    format {number}",
         "install the version",
         "rm -rf",

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from diffusion_engines import backends
 from diffusion_engines.config import DERIVED
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.tables import NAMES, check_same, derive_tables
@@ -29,7 +28,6 @@ def test_a_fleet_of_two_targets() -> None:
         "component": "vae_decoder",
         "weights": "vae",
         "precision": "fp16",
-        "format": "onnx",
         "source": None,
     }
     assert params["exports"] == params["graphs"]
@@ -75,20 +73,24 @@ def test_a_graph_is_shared_by_the_targets_that_want_it() -> None:
     assert len(params["graphs"]) == 3
 
 
-def test_a_backend_that_takes_no_onnx_gets_graphs_of_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    params = composed()
-    monkeypatch.setattr(backends.backend("tensorrt_rtx"), "graph_format", "exported_program")
+def test_a_backend_that_takes_no_onnx_gets_programs_of_its_own() -> None:
+    params = composed("fleet=inductor_cpu")
 
-    tables = derive_tables(params, ROOT)
-
-    engine = tables["engines"]["rtx-unet"]
-    assert engine["graph"] == "unet-fp16-exported_program"
-    assert engine["graph_folder"] == "artifacts/programs/unet-fp16-exported_program"
-    assert tables["graphs"][engine["graph"]]["format"] == "exported_program"
-    assert all(graph["format"] == "onnx" for graph in tables["exports"].values())
-    assert "unet-fp32" in tables["exports"]
+    engine = params["engines"]["cpu_inductor-vae_decoder"]
+    assert engine["graph_folder"] == "artifacts/programs/cpu_inductor/vae_decoder"
+    # A program has no weights: they are added when it is wrapped, and there alone.
+    assert engine["wrap_weights"] == "artifacts/weights/vae"
+    assert params["programs"]["cpu_inductor-vae_decoder"] == {
+        "target": "cpu_inductor",
+        "component": "vae_decoder",
+        "weights": "vae",
+        "precision": "fp32",
+    }
+    assert [*params["programs"]] == [
+        name for name, engine in params["engines"].items() if engine["backend"] == "inductor"
+    ]
+    assert {*params["graphs"]} == {"text_encoder-fp32", "unet-fp32", "vae_decoder-fp32"}
+    assert params["engines"]["cpu-unet"]["wrap_weights"] == "artifacts/weights/model_index.json"
 
 
 def test_tables_cannot_be_set() -> None:

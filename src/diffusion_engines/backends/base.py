@@ -34,6 +34,10 @@ class Target(Protocol):
         """The name of the backend, which tells the schemas of targets apart."""
 
 
+# The main file of a graph, by its format.
+GRAPH_FILES = {"onnx": "model.onnx", "exported_program": "program.json"}
+
+
 @dataclass(frozen=True)
 class Graph:
     """What a build reads: one component in one precision.
@@ -177,8 +181,16 @@ class Backend(Protocol[T]):
             HardwareError: the library is missing here.
         """
 
-    def wrap(self, folder: Path, manifest: Engine) -> Mapping[str, object]:
-        """Add to a bundle that has the engine's files; return what loading that depends on.
+    def wrap(
+        self, folder: Path, manifest: Engine, weights: Path | None = None
+    ) -> Mapping[str, object]:
+        """Add to a bundle that has the engine's files; return what its TorchScript depends on.
+
+        Args:
+            folder: of the bundle.
+            manifest: of the engine.
+            weights: a diffusers folder; None unless the engine is of an exported program, which
+                has no weights.
 
         Raises:
             BuildError, FingerprintError, HardwareError: it cannot be wrapped here.

@@ -6,9 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -26,6 +24,7 @@ from diffusion_engines.onnx.graph import (
 from diffusion_engines.onnx.patches import applied
 from diffusion_engines.onnx.tracing import shapes_alone
 from diffusion_engines.runtime.networks import example_inputs
+from diffusion_engines.runtime.open_dims import shapes_of_dims, traceable
 
 
 def export_module(
@@ -49,7 +48,7 @@ def export_module(
     Raises:
         ExportError: the exporter failed, wrote another opset than asked for, or an invalid graph.
     """
-    specs = tuple(_traceable(spec) for spec in inputs)
+    specs = tuple(traceable(spec) for spec in inputs)
     args = example_inputs(specs, precision, vocabulary=vocabulary)
     write = {"dynamo": _export_dynamo, "torchscript": _export_torchscript}[exporter]
     try:
@@ -65,17 +64,6 @@ def export_module(
     check_graph(folder / MODEL, opset=opset, writer=writer, outputs=len(outputs))
 
 
-def _traceable(spec: TensorSpec) -> TensorSpec:
-    """Give every open dimension at least two steps: torch.export takes one as a constant."""
-    shape = tuple(
-        replace(dim, size=max(dim.size, min(2 * dim.step, dim.max)))
-        if isinstance(dim, Dim)
-        else dim
-        for dim in spec.shape
-    )
-    return replace(spec, shape=shape)
-
-
 def _export_dynamo(
     module: nn.Module,
     args: tuple[torch.Tensor, ...],
@@ -84,7 +72,6 @@ def _export_dynamo(
     path: Path,
     opset: int,
 ) -> None:
-    dims: dict[str, Any] = {}
     program = torch.onnx.export(
         module,
         args,
@@ -93,9 +80,7 @@ def _export_dynamo(
         input_names=[spec.name for spec in specs],
         output_names=outputs,
         # In a tuple once more: a component's module takes its inputs as *tensors.
-        dynamic_shapes=(tuple(_torch_dims(spec, dims) for spec in specs),)
-        if any(spec.dynamic for spec in specs)
-        else None,
+        dynamic_shapes=(shapes_of_dims(specs),) if any(spec.dynamic for spec in specs) else None,
         verbose=False,
     )
     assert program is not None
@@ -107,18 +92,6 @@ def _export_dynamo(
             # parts are what a Split without sizes means. torch 2.13 leaves it, which is invalid.
             node.attributes.pop("num_outputs", None)
     program.save(path, external_data=True)
-
-
-def _torch_dims(spec: TensorSpec, dims: dict[str, Any]) -> dict[int, Any] | None:
-    """Return torch.export's dimensions of one input; inputs share those of the same name."""
-    axes: dict[int, Any] = {}
-    for axis, dim in enumerate(spec.shape):
-        if not isinstance(dim, Dim):
-            continue
-        low, high = -(-dim.min // dim.step), dim.max // dim.step
-        base = dims.setdefault(dim.name, torch.export.Dim(dim.name, min=low, max=high))
-        axes[axis] = dim.step * base if dim.step > 1 else base
-    return axes or None
 
 
 def _export_torchscript(

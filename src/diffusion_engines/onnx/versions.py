@@ -14,6 +14,11 @@ def exporter_versions() -> dict[str, str]:
     return _versions("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 
+def program_versions() -> dict[str, str]:
+    """Return the versions of the libraries that an exported program goes through."""
+    return _versions("torch", "diffusers", "transformers")
+
+
 def simplifier_versions() -> dict[str, str]:
     """Return the version of the simplifier."""
     return _versions("onnxsim")

@@ -204,6 +204,10 @@ def collect(
 def _engine(workspace: Workspace, name: str, engine: config.Engine) -> Engine:
     folder = workspace.engine(engine.target, engine.component)
     manifest = manifests.read(folder, manifests.Engine, verify=False)
+    if manifest.onnx.graph_format == "exported_program":
+        # Weights, and what is known of them, come with the bundle.
+        bundle = workspace.bundle(engine.target, engine.component)
+        manifest = manifests.read(bundle, manifests.Bundle, verify=False)
     steps = read_json(workspace.log("build", name) / "resources.json")
     building = [step for step in steps if step["step"].startswith("build ")] or steps
     return Engine(
@@ -263,6 +267,7 @@ def _stages(
         "export": [*exports],
         "simplify": [*exports],
         "quantize": [*quantized],
+        "export_program": [*engines],
         "build": [*engines],
         "wrap": [*engines],
         "validate": [*measure],

@@ -12,6 +12,7 @@ from diffusion_engines import manifests
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.timing import TIMING_CACHE
 from diffusion_engines.errors import DiffusionEnginesError, FingerprintError, HardwareError
+from diffusion_engines.families import family_of
 from diffusion_engines.files import MANIFEST, copy_files
 from diffusion_engines.manifests import Bundle, Engine
 
@@ -24,16 +25,27 @@ if TYPE_CHECKING:
 _BUILD_FILES = (MANIFEST, TIMING_CACHE)
 
 
-def wrap_engine(engine: Path, folder: Path) -> None:
+def wrap_engine(engine: Path, folder: Path, weights: Path | None = None) -> None:
     """Copy an engine into ``folder`` with everything that loading it elsewhere takes.
 
+    Args:
+        engine: its folder.
+        folder: of the bundle.
+        weights: a diffusers folder; of use where the engine is of an exported program, which has
+            no weights.
+
     Raises:
-        IntegrityError: the engine is damaged.
+        IntegrityError: the engine or the weights are damaged.
         BuildError, FingerprintError, HardwareError: it cannot be wrapped as TorchScript here.
     """
     manifest = manifests.read(engine, Engine)
     copy_files(engine, folder, skip=_BUILD_FILES)
-    torchscript = backend(manifest.backend).wrap(folder, manifest)
+    if manifest.onnx.graph_format == "exported_program" and weights is not None:
+        network = weights / family_of(weights).component(manifest.component).folder
+        manifest = manifests.engine_with_weights(
+            manifest, manifests.read(network, manifests.Weights)
+        )
+    torchscript = backend(manifest.backend).wrap(folder, manifest, weights)
     manifests.write(folder, manifests.bundle_from_engine(manifest, torchscript))
 
 

@@ -84,10 +84,10 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_packages_that_declare_a_backend_are_the_backends() -> None:
-    assert backend_names() == ("onnxruntime", "tensorrt", "tensorrt_rtx")
+    assert backend_names() == ("inductor", "onnxruntime", "tensorrt", "tensorrt_rtx")
     with pytest.raises(ConfigError, match="no such backend: nope") as raised:
         backend("nope")
-    assert "expected: onnxruntime, tensorrt, tensorrt_rtx" in str(raised.value)
+    assert "expected: inductor, onnxruntime, tensorrt, tensorrt_rtx" in str(raised.value)
 
 
 @pytest.mark.parametrize("name", backend_names())

@@ -17,10 +17,11 @@ import torch
 from diffusion_engines.errors import ExportError
 from diffusion_engines.families.base import Dim, TensorSpec
 from diffusion_engines.onnx import export as module_of_export
-from diffusion_engines.onnx.export import _traceable, export_module
+from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.graph import DATA, MODEL, check_graph
 from diffusion_engines.onnx.tracing import shapes_alone
 from diffusion_engines.runtime.networks import example_inputs
+from diffusion_engines.runtime.open_dims import traceable
 from tests.conftest import COMPONENTS, load
 from tests.tiers import long, long_but
 
@@ -186,7 +187,7 @@ def test_the_converters_traceback_about_an_opset_is_not_shown(
 
 def test_open_dimensions_are_traced_at_two_steps_or_more() -> None:
     shape = (Dim("batch", 2, 2, 8, 2), 4, Dim("height", 64, 8, 96, 8), Dim("width", 1, 1, 1))
-    traced = _traceable(TensorSpec("input_0", "latents", "component", shape))
+    traced = traceable(TensorSpec("input_0", "latents", "component", shape))
     assert traced.size == (4, 4, 64, 1)
 
 

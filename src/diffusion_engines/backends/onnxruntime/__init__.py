@@ -63,7 +63,9 @@ class _OnnxRuntime:
 
         return build(graph, folder, target)
 
-    def wrap(self, folder: Path, manifest: Engine) -> Mapping[str, object]:
+    def wrap(
+        self, folder: Path, manifest: Engine, weights: Path | None = None
+    ) -> Mapping[str, object]:
         return {}
 
     def check_loadable(self, manifest: Engine) -> None:

@@ -61,7 +61,9 @@ class _TensorRT:
 
         return build(graph, folder, target, timing_cache)
 
-    def wrap(self, folder: Path, manifest: Engine) -> Mapping[str, object]:
+    def wrap(
+        self, folder: Path, manifest: Engine, weights: Path | None = None
+    ) -> Mapping[str, object]:
         from diffusion_engines.backends.nvidia import torchscript
 
         if not recorded(manifest, "settings", "torchscript", bool):

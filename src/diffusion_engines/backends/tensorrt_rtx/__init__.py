@@ -64,7 +64,9 @@ class _TensorRTRTX:
 
         return build(graph, folder, target)
 
-    def wrap(self, folder: Path, manifest: Engine) -> Mapping[str, object]:
+    def wrap(
+        self, folder: Path, manifest: Engine, weights: Path | None = None
+    ) -> Mapping[str, object]:
         from diffusion_engines.backends.nvidia import torchscript
 
         if not recorded(manifest, "settings", "torchscript", bool):

@@ -1,0 +1,37 @@
+"""The schema of targets of PyTorch's own compiler, and the names of an engine's files."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from diffusion_engines.backends.base import STRICT
+
+ENGINE = "engine.so"
+# The weights that the library takes, by name: dtype, shape, strides.
+LAYOUT = "weights.json"
+# Of a bundle alone.
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(config=STRICT)
+class InductorBuild:
+    """Settings of Inductor (conf/build/inductor.yaml)."""
+
+    channels_last: bool
+    max_autotune: bool
+    cuda_graph: bool
+
+
+@dataclass(config=STRICT)
+class InductorTarget:
+    """PyTorch's compiler ahead of time, for this machine's CPU or for an NVIDIA GPU.
+
+    ``gpu`` is a word of the GPU's name, such as H100; null: the CPU, or any GPU.
+    """
+
+    backend: Literal["inductor"]
+    device: Literal["cpu", "cuda"]
+    gpu: str | None
+    build: InductorBuild
