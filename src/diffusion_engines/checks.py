@@ -50,6 +50,7 @@ def check_params(params: dict[str, Any], root: Path) -> None:
             *_benchmark(params),
             *_generate(params),
             *_guidance(params),
+            *_schedulers(params, family),
         ]
     if problems:
         raise ConfigError(
@@ -258,4 +259,14 @@ def _guidance(params: dict[str, Any]) -> list[str]:
         f"(conf/{section}/; {section}=few_steps)"
         for section in ("reference", "benchmark", "generate")
         if params[section].guidance_scale > 1.0
+    ]
+
+
+def _schedulers(params: dict[str, Any], family: Family) -> list[str]:
+    known = ", ".join(family.schedulers)
+    return [
+        f"{section}.scheduler: a {family.class_name} has {known}, found "
+        f"{params[section].scheduler} (conf/{section}/)"
+        for section in ("reference", "benchmark", "generate")
+        if params[section].scheduler not in family.schedulers
     ]

@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 from diffusion_engines.backends.base import STRICT
 from diffusion_engines.backends.targets import Target
 from diffusion_engines.errors import ConfigError
+from diffusion_engines.families import FAMILIES
 from diffusion_engines.precisions import PRECISIONS
 
 
@@ -35,12 +36,24 @@ def _exported_precision(name: str) -> str:
     return name
 
 
+def _known_scheduler(name: str) -> str:
+    if name not in SCHEDULERS:
+        known = {"known": ", ".join(SCHEDULERS)}
+        raise PydanticCustomError("scheduler", "expected one of {known}", known)
+    return name
+
+
+# The noise schedulers of all families, by name.
+SCHEDULERS = tuple(
+    dict.fromkeys(name for family in FAMILIES.values() for name in family.schedulers)
+)
 _KNOWN = ", ".join(PRECISIONS)
 _EXPORTED = ", ".join(name for name, one in PRECISIONS.items() if one.exported)
 # Of engines, and of graphs as an exporter writes them and as PyTorch runs.
 PrecisionName = Annotated[str, AfterValidator(_known_precision)]
 ExportedPrecision = Annotated[str, AfterValidator(_exported_precision)]
-SchedulerName = Literal["lms", "pndm", "euler", "dpmpp_2m", "ddim", "euler_ancestral", "lcm"]
+# Of any family; that the model's own has it is checked in checks.py.
+SchedulerName = Annotated[str, AfterValidator(_known_scheduler)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PixelSize = Annotated[int, Field(gt=0, multiple_of=8)]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from diffusion_engines import checks
 from diffusion_engines.checks import check_params
 from diffusion_engines.config import params_from_config
 from diffusion_engines.errors import ConfigError
+from diffusion_engines.families.stable_diffusion import FAMILY
 from tests.composition import ROOT, composed, derived
 from tests.tiers import long_but
 
@@ -271,6 +274,15 @@ def test_a_model_without_guidance_is_not_asked_for_it() -> None:
     assert "generate.guidance_scale: the model sdxl-turbo is built without guidance" in problems(
         params
     )
+
+
+def test_a_scheduler_that_the_family_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = replace(FAMILY, schedulers={"lms": FAMILY.schedulers["lms"]})
+    monkeypatch.setattr(checks, "family_of", lambda folder: flow)
+    found = problems(composed("benchmark.scheduler=lms", "reference.scheduler=lms"))
+    said = "generate.scheduler: a StableDiffusionPipeline has lms, found dpmpp_2m (conf/generate/)"
+    assert said in found
+    assert "benchmark.scheduler" not in found
 
 
 def test_the_article_is_composed_as_it_was_written() -> None:

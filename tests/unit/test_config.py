@@ -121,6 +121,10 @@ def test_the_committed_params_are_what_conf_composes_to(tmp_path: Path) -> None:
             ["quantize.int8.method", "'max' or 'entropy'", "'guess'"],
         ),
         (
+            lambda p: p["generate"].update(scheduler="foo"),
+            ["generate.scheduler: expected one of lms, pndm, ", "'foo'", "conf/generate/"],
+        ),
+        (
             lambda p: p["fleet"]["rtx"].update(precision="fp17"),
             ["fleet.rtx.precision: expected one of fp32", "'fp17'", "conf/fleet/"],
         ),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import typing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from diffusion_engines.config import SchedulerName
+from diffusion_engines.config import SCHEDULERS
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
@@ -21,7 +20,7 @@ PROMPT = "A big banana leaf with lemons in front of it"
 SETTINGS = sampling.Settings("lms", 4, 7.5, 128, 128, negative_prompt="blurry")
 
 
-@pytest.mark.parametrize("scheduler", typing.get_args(SchedulerName))
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_images_are_those_of_diffusers(tiny_weights: Path, scheduler: str) -> None:
     from diffusers import StableDiffusionPipeline
 
