@@ -343,6 +343,7 @@ def old_gpu_in_bf16(params: dict[str, Any]) -> None:
         (a10(gpu="T4", compute_capability="7.5", hardware_compatibility="ampere_plus"), "has 7.5"),
         (a10(exclude_lean_runtime=True), "build.exclude_lean_runtime: only a plan with"),
         (a10(weights="stripped"), "targets.a10.torchscript: a TorchScript file has no way"),
+        (a10(hardware_compatibility="ampere_plus"), "torchtrtc ties its file to the GPU"),
         (a10(version_compatible=True), "torch-tensorrt does not let a plan run the runtime"),
         (old_gpu_in_bf16, "bf16 needs compute capability 8.0 or later, "),
     ],
@@ -362,7 +363,7 @@ def test_what_no_gpu_can_do_is_refused_before_it_starts(
         a10(weights="refittable"),
         a10(version_compatible=True, exclude_lean_runtime=True),
         a10(version_compatible=True, torchscript=False),
-        a10(hardware_compatibility="ampere_plus"),
+        a10(hardware_compatibility="ampere_plus", torchscript=False),
         rtx_on("8.6"),
     ],
 )

@@ -22,7 +22,7 @@ from diffusion_engines.backends import backend, gpus, preflight, timing
 from diffusion_engines.backends.gpus import Gpu
 from diffusion_engines.backends.nvidia.running import binding_names
 from diffusion_engines.backends.tensorrt import running
-from diffusion_engines.backends.tensorrt.building import layers, python
+from diffusion_engines.backends.tensorrt.building import layers, python, versions
 from diffusion_engines.backends.tensorrt.refitting import refit_from_graph
 from diffusion_engines.backends.tensorrt.settings import TensorRTTarget
 from diffusion_engines.config import Dynamic
@@ -111,7 +111,6 @@ def test_settings_reach_the_builder(tmp_path: Path) -> None:
         "EXCLUDE_LEAN_RUNTIME",
         "STRIP_PLAN",
         "REFIT_IDENTICAL",
-        "DISABLE_TIMING_CACHE",
     }
     assert "TF32" not in flags
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
@@ -138,6 +137,37 @@ def test_settings_reach_the_builder(tmp_path: Path) -> None:
 )
 def test_precisions_are_read_in_the_words_of_each_release(text: str, expected: str | None) -> None:
     assert layers.precision_of({"Format/Datatype": text}) == expected
+    assert layers.precision_of({"Format": "Linear", "Datatype": text}) == expected  # 11
+
+
+@pytest.mark.parametrize("field", ["Format/Datatype", "Datatype"])
+def test_layer_information_of_each_schema_is_read(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "layers.json"
+    outputs = [{"Name": "a", "Dimensions": [1], field: "Half"}, {"Name": "b", field: "Int64"}]
+    write_json(path, {"Layers": [{"Name": "x", "LayerType": "gemm", "Outputs": outputs}]})
+    assert layers.read_layers(path) == ({"gemm": 1}, {"fp16": 1})
+
+
+def test_detailed_layers_without_dtypes_are_an_error_and_no_pass(tmp_path: Path) -> None:
+    path = tmp_path / "layers.json"
+    write_json(
+        path, {"Layers": [{"LayerType": "gemm", "Outputs": [{"Name": "a", "Type": "FP16"}]}]}
+    )
+    with pytest.raises(BuildError, match="has layers and no dtypes") as raised:
+        layers.read_layers(path)
+    assert "found:    outputs with Name, Type" in str(raised.value)
+    write_json(path, {"Layers": ["a", "b"]})  # names alone
+    assert layers.read_layers(path) == ({}, {})
+
+
+def test_the_python_api_builds_from_10_on_and_trtexec_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(versions, "library", lambda: SimpleNamespace(__version__="8.6.1"))
+    with pytest.raises(HardwareError, match="too old to build through its Python API") as raised:
+        versions.builder_version(None)
+    assert "put trtexec on PATH (from 8.6.0 on)" in str(raised.value)
+    assert versions.builder_version((Path("trtexec"), (8, 6, 1))) == (8, 6, 1)
 
 
 def test_layer_information_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -121,6 +121,11 @@ def test_a_command_has_only_options_of_its_release(
         assert value or not equals
 
 
+@pytest.mark.parametrize(("release", "asked"), [("10.13.3", False), ("10.14.0", True)])
+def test_attention_may_be_decomposed_from_10_14_on(release: str, asked: bool) -> None:
+    assert ("--decomposableAttentions=*" in command(release, BUILD, "fp32")) == asked
+
+
 @pytest.mark.parametrize("release", RELEASES)
 def test_attention_may_be_decomposed_where_there_is_an_option_for_it(release: str) -> None:
     asked = "--decomposableAttentions=*" in command(release, BUILD, "fp32")

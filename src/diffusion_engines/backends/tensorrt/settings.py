@@ -72,6 +72,11 @@ def check_target(target: TensorRTTarget, precisions: Collection[str]) -> list[st
             "torchscript: a TorchScript file has no way to get the weights of a stripped plan; "
             "set torchscript=false or build.weights=embedded (conf/target/)"
         )
+    if target.torchscript and build.hardware_compatibility != "none":
+        problems.append(
+            "torchscript: torchtrtc ties its file to the GPU that it was wrapped on, whatever the "
+            "plan fits; set torchscript=false or build.hardware_compatibility=none (conf/target/)"
+        )
     if target.torchscript and build.version_compatible and not build.exclude_lean_runtime:
         problems.append(
             "torchscript: torch-tensorrt does not let a plan run the runtime that it carries; set "

@@ -117,4 +117,6 @@ def _build_with_trtexec(
         "cause (targets.*.build.workspace_mib limits it)",
     )
     path.unlink()
+    # trtexec locks its cache with a file that it leaves behind.
+    (folder / f"{TIMING_CACHE}.lock").unlink(missing_ok=True)
     return log

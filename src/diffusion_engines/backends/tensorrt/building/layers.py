@@ -16,6 +16,8 @@ from diffusion_engines.errors import BuildError
 from diffusion_engines.precisions import of_onnx_dtypes
 
 LAYERS = "layers.json"
+# Where a tensor's dtype stands: up to 10.16 in one field with its format, from 11.0 on in its own.
+_DTYPE_FIELDS = ("Datatype", "Format/Datatype")
 # "Row major linear FP16 format", "Half", "Thirty-two wide channel vectorized row major Int8 format"
 _PATTERNS = (
     ("bf16", re.compile(r"\bbf(loat)?16\b", re.IGNORECASE)),
@@ -32,7 +34,8 @@ def read_layers(path: Path) -> tuple[dict[str, int], dict[str, int]]:
     Without the verbosity "detailed", TensorRT writes names alone: both are empty then.
 
     Raises:
-        BuildError: the file is not layer information.
+        BuildError: the file is not layer information, or it is detailed and tells no dtype: that of
+            a release with other words, which must not pass for "names alone".
     """
     try:
         layers = json.loads(path.read_text())["Layers"]
@@ -45,18 +48,22 @@ def read_layers(path: Path) -> tuple[dict[str, int], dict[str, int]]:
         ) from error
     detailed = [layer for layer in layers if isinstance(layer, dict)]
     types = Counter(str(layer.get("LayerType", "unknown")) for layer in detailed)
-    precisions = Counter(
-        precision
-        for layer in detailed
-        for output in layer.get("Outputs", [])
-        if (precision := precision_of(output))
-    )
+    outputs = [output for layer in detailed for output in layer.get("Outputs", [])]
+    if detailed and not any(field in output for output in outputs for field in _DTYPE_FIELDS):
+        raise BuildError(
+            f"{path} has layers and no dtypes",
+            expected=f"outputs with {' or '.join(map(repr, _DTYPE_FIELDS))}",
+            found=f"outputs with {', '.join(sorted({*(key for o in outputs for key in o)}))}",
+            fix="this TensorRT writes its layer information in another form: report it with\n"
+            "layers.json, and build with a release of docs/fleet.md",
+        )
+    precisions = Counter(found for output in outputs if (found := precision_of(output)))
     return dict(types), dict(precisions)
 
 
 def precision_of(tensor: Mapping[str, object]) -> str | None:
     """Return the precision of a tensor of the layer information, None for integers and booleans."""
-    text = str(tensor.get("Format/Datatype", ""))
+    text = next((str(tensor[field]) for field in _DTYPE_FIELDS if field in tensor), "")
     return next((name for name, pattern in _PATTERNS if pattern.search(text)), None)
 
 

@@ -85,8 +85,7 @@ def apply_settings(trt: Any, config: Any, build: TensorRTBuild, timing_cache: Pa
         config.set_flag(flags.STRIP_PLAN)
         config.set_flag(flags.REFIT_IDENTICAL)
     if not build.timing_cache:
-        config.set_flag(flags.DISABLE_TIMING_CACHE)
-        return None
+        return None  # the builder has one for this build alone, as in trtexec
     cache = config.create_timing_cache(timing_cache.read_bytes() if timing_cache.is_file() else b"")
     config.set_timing_cache(cache, ignore_mismatch=False)
     return cache

@@ -26,8 +26,10 @@ OLDEST: Version = (8, 6, 0)
 # choose among the precisions that flags allow. From 11 on there is nothing else, and no option.
 STRONGLY_TYPED: Version = (10, 0, 0)
 ALWAYS_STRONGLY_TYPED: Version = (11, 0, 0)
-# The first release known here to have --decomposableAttentions.
-DECOMPOSABLE_ATTENTION: Version = (10, 16, 0)
+# The first release that has --decomposableAttentions.
+DECOMPOSABLE_ATTENTION: Version = (10, 14, 0)
+# Of the Python API: before, it has no IProgressMonitor, and its parser's errors name no node.
+OLDEST_PYTHON: Version = (10, 0, 0)
 # The first release that has an option or a value of it.
 SINCE: dict[str, Version] = {
     "precision bf16": (9, 0, 0),

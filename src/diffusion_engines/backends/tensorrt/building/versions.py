@@ -8,6 +8,7 @@ from typing import Any
 from diffusion_engines.backends import require
 from diffusion_engines.backends.tensorrt.building.trtexec import (
     OLDEST,
+    OLDEST_PYTHON,
     Version,
     format_version,
     parse_version,
@@ -42,11 +43,13 @@ def builder_version(trtexec: tuple[Path, Version] | None) -> Version:
         HardwareError: there is neither, or it is too old.
     """
     version = trtexec[1] if trtexec else parse_version(library().__version__)
-    if version < OLDEST:
+    oldest = OLDEST if trtexec else OLDEST_PYTHON
+    if version < oldest:
         raise HardwareError(
-            "this TensorRT is too old",
-            expected=f"{format_version(OLDEST)} or later",
+            f"this TensorRT is too old{'' if trtexec else ' to build through its Python API'}",
+            expected=f"{format_version(oldest)} or later",
             found=format_version(version),
-            fix="install a later TensorRT",
+            fix="install a later TensorRT"
+            + ("" if trtexec else f", or put trtexec on PATH (from {format_version(OLDEST)} on)"),
         )
     return version
