@@ -8,7 +8,8 @@ imports neither torch nor diffusers nor a backend's library.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from diffusion_engines.precisions import PRECISIONS, graph_name
 
 Table = dict[str, dict[str, Any]]
 NAMES = DERIVED
+# Names of targets become parts of commands, of file names and of YAML, where a word such as `on` or
+# `1e3` is no text. The record of what wrapping a target `cpu` depends on is `cpu-wrap.json`.
+_NAME = re.compile(r"(?!.*-wrap$)[a-z][a-z0-9_-]*")
+_WORDS_OF_YAML = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}
 # What every model has: where a wrap needs no weights, it depends on this instead.
 _INDEX = "artifacts/weights/model_index.json"
 
@@ -38,8 +43,10 @@ def derive_tables(config: Mapping[str, Any], root: Path) -> dict[str, Table]:
         root: of the repository, which ``model.folder`` is relative to.
 
     Raises:
-        ConfigError: a target's backend does not exist, or the model's folder cannot be read.
+        ConfigError: a target's name could not be a part of a command, its backend does not exist,
+            or the model's folder cannot be read.
     """
+    _check_names({*config["targets"], *config["fleet"]})
     family = family_of(root / config["model"]["folder"])
     engines = dict(_engines(config, family))
     graphs = _graphs(engines, config["quantize"], family)
@@ -70,6 +77,22 @@ def derive_tables(config: Mapping[str, Any], root: Path) -> dict[str, Table]:
             if name in config["fleet"] and _keeps_timings(target)
         },
     }
+
+
+def _check_names(names: Collection[object]) -> None:
+    wrong = [
+        name
+        for name in names
+        if not (isinstance(name, str) and _NAME.fullmatch(name) and name not in _WORDS_OF_YAML)
+    ]
+    if wrong:
+        raise ConfigError(
+            f"the name of a target cannot be {' or '.join(sorted(map(repr, wrong)))}",
+            expected="a lower-case letter, then such letters, digits, - and _; no word of YAML as\n"
+            "true or on, and nothing that ends in -wrap",
+            found=", ".join(sorted(map(repr, wrong))),
+            fix="give it another name in conf/fleet/, as in `- /target@targets.cheap: rtx40`",
+        )
 
 
 def components_of(engines: Mapping[str, Mapping[str, Any]], target: str) -> dict[str, str]:

@@ -93,6 +93,34 @@ def test_a_backend_that_takes_no_onnx_gets_programs_of_its_own() -> None:
     assert params["engines"]["cpu-unet"]["wrap_weights"] == "artifacts/weights/model_index.json"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "c$(id)",
+        "a b",
+        "a.b",
+        "a;b",
+        "../a",
+        "A10",
+        "ä",
+        "",
+        "true",
+        "on",
+        "null",
+        "cpu-wrap",
+        123,
+        True,
+    ],
+)
+def test_a_name_that_would_be_more_than_a_name_is_refused(name: Any) -> None:
+    params = composed()
+    params["targets"] = {name: params["targets"]["cpu"]}
+    params["fleet"] = {name: params["fleet"]["cpu"]}
+    with pytest.raises(ConfigError, match="the name of a target cannot be") as raised:
+        derive_tables(params, ROOT)
+    assert repr(name) in str(raised.value)
+
+
 def test_tables_cannot_be_set() -> None:
     params: dict[str, Any] = composed()
     check_same(params, ROOT)
