@@ -92,6 +92,7 @@ def test_a_lora_reruns_what_it_changes_and_going_back_restores(
     assert weights(clone) == plain
 
 
+@long
 def test_one_lora_after_another_leaves_none_of_the_first(
     clone: Clone, tiny_weights: Path, tmp_path: Path
 ) -> None:

@@ -63,7 +63,7 @@ def machine_of_result(clone: Clone, target: str) -> dict[str, Any]:
         pytest.param(Machine('name="another CPU"'), WITH_GPU, id="other CPU name", marks=long),
         pytest.param(Machine(), {}, id="no GPU", marks=long),
         pytest.param(Machine(), {"TOY_GPU": "beta"}, id="other GPU model"),
-        pytest.param(Machine('name="another CPU"', cores=1), {}, id="a laptop"),
+        pytest.param(Machine('name="another CPU"', cores=1), {}, id="a laptop", marks=long),
     ],
 )
 def test_a_second_machine_restores_everything_measurements_too(

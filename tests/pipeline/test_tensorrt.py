@@ -121,6 +121,7 @@ def test_timing_caches_and_records_outlive_the_machine(tmp_path: Path, a10: dict
     assert "Traceback" not in done.output
 
 
+@long
 def test_a_machine_builds_what_it_can_and_names_what_waits(tmp_path: Path) -> None:
     clone = make_clone(tmp_path / "clone")
     (clone.path / "conf/fleet/small.yaml").write_text(MIXED_FLEET)

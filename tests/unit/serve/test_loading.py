@@ -33,6 +33,7 @@ from diffusion_engines.weights.sources import fill_with_random_weights
 from tests.conftest import ROOT, TINY, write_bundles
 from tests.loras import write_lora
 from tests.manifests import weights_manifest
+from tests.tiers import long
 
 PROMPT = "A big banana leaf with lemons in front of it"
 
@@ -87,6 +88,7 @@ def test_serving_code_changes_the_scheduler_as_ever(own: Any, tiny_bundles: Path
     assert np.abs(paint(own) - expected).max() > 1e-3  # another scheduler, another picture
 
 
+@long
 def test_an_open_engine_takes_several_images_and_sizes(
     own: Any, tiny_weights: Path, tmp_path: Path
 ) -> None:

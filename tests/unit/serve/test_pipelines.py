@@ -26,6 +26,7 @@ from diffusion_engines.serve import pipelines
 from diffusion_engines.serve.adapters import UNet
 from diffusion_engines.serve.pipelines import engine_pipeline_class
 from tests.conftest import write_bundles
+from tests.tiers import long
 
 PROMPT = "A big banana leaf with lemons in front of it"
 
@@ -197,6 +198,7 @@ def test_inputs_and_results_have_the_forms_that_diffusers_knows(
     assert flags is None
 
 
+@long
 def test_several_images_per_prompt_have_generators_of_their_own(
     tiny_weights: Path, tmp_path: Path, runs: list[Any]
 ) -> None:
