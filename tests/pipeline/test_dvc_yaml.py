@@ -208,3 +208,22 @@ def test_the_networks_that_score_images_are_a_dependency_that_a_clone_has() -> N
     assert "${validate.scorers}" in definition("validate")["deps"]
     scorers = yaml.safe_load((ROOT / "params.yaml").read_text())["validate"]["scorers"]
     assert (ROOT / scorers / ".gitkeep").is_file()
+
+
+def test_folders_that_a_fleet_may_leave_empty_are_there() -> None:
+    """A missing dependency ends a run at its end, and a fleet may measure or quantize nothing."""
+    loops = {"${exports}", "${quantized}", "${programs}", "${measured}", "${timing}"}
+    for folder in filter(lambda path: path.startswith("artifacts/"), definition("report")["deps"]):
+        writers = {
+            STAGES[name].get("foreach")
+            for name in STAGES
+            for output in map(str, map(_path, definition(name).get("outs", [])))
+            if output.startswith(f"{folder}/") or output == folder
+        }
+        assert writers, folder
+        kept = ROOT / folder / ".gitkeep"
+        assert kept.is_file() == (writers <= loops), folder
+
+
+def _path(output: str | dict[str, object]) -> str:
+    return output if isinstance(output, str) else next(iter(output))

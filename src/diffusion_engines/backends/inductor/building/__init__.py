@@ -55,8 +55,8 @@ def build(graph: Graph, folder: Path, target: InductorTarget) -> BuildResult:
         (folder / CONSTANTS).write_bytes((graph.folder / CONSTANTS).read_bytes())
     of_torch = {p.torch_dtype: p.name for p in PRECISIONS.values() if p.name == p.dtype}
     dtypes = Counter(of_torch[weight["dtype"]] for weight in layout.values())
-    versions = f"torch {torch.__version__}, {compiler.version}"
-    return BuildResult(ENGINE, f"inductor, {versions}", _log(layers, options), layers, dict(dtypes))
+    builder = f"inductor of torch {torch.__version__}"
+    return BuildResult(ENGINE, builder, _log(layers, options), layers, dict(dtypes))
 
 
 def _described(weight: torch.Tensor) -> dict[str, Any]:
