@@ -25,12 +25,12 @@ from diffusion_engines.bench.breakdown import phase_milliseconds
 from diffusion_engines.families import family_of
 from diffusion_engines.layout import Workspace
 from diffusion_engines.runtime.assemble import TorchNetwork, engine_networks
-from diffusion_engines.runtime.networks import load_network, precision_dtype
+from diffusion_engines.runtime.cuda_graphs import capture, cuda
+from diffusion_engines.runtime.networks import example_inputs, load_network, precision_dtype
 from diffusion_engines.runtime.sampling import Settings, initial_latents, load_model, sample
 
 PROMPT = "A big banana leaf with lemons in front of it"
 Row = tuple[str, str, float]
-cuda: Any = torch.cuda  # untyped in places
 
 
 def main() -> None:
@@ -115,11 +115,8 @@ def denoiser_calls(
     component, precision = family.denoiser, engine.manifest.precision
     device = inputs[0].device.type
     weights = workspace.weights / component.folder
-    exact = load_network(component, weights, "fp32", device)
-    with torch.no_grad():
-        expected = exact(
-            *(value.to(t) for value, t in zip(inputs, exact_dtypes(component), strict=True))
-        )
+    exact = torch_network(load_network(component, weights, "fp32", device), component, "fp32")
+    expected = exact(*inputs)
     del exact
 
     def error(found: torch.Tensor) -> float:
@@ -197,21 +194,11 @@ def torch_network(module: Any, component: Any, precision: str) -> TorchNetwork:
     )
 
 
-def exact_dtypes(component: Any) -> list[torch.dtype]:
-    """Return the dtypes of the inputs of the network in fp32."""
-    kinds = {"int64": torch.int64}
-    return [kinds.get(value.dtype, torch.float32) for value in component.takes]
-
-
 def random_inputs(engine: Any, device: str, seed: int = 0) -> list[torch.Tensor]:
-    """Return noise of an engine's sizes, and a timestep in the middle."""
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for value in engine.inputs:
-        size = tuple(axis.usual for axis in value.axes)
-        tensor = torch.randn(size, generator=generator)
-        found.append((tensor if value.role != "timestep" else torch.full(size, 501.0)).to(device))
-    return found
+    """Return seeded inputs of an engine's sizes."""
+    manifest = engine.manifest
+    inputs = example_inputs(manifest.inputs, manifest.precision, seed=seed)
+    return [value.to(device) for value in inputs]
 
 
 def spread(what: str, of: str, call: Callable[[], Any], count: int) -> Iterator[Row]:
@@ -257,15 +244,8 @@ def wall(call: Callable[[], Any], count: int) -> float:
 
 def graphed(call: Callable[[], Any]) -> Callable[[], Any]:
     """Record a call as a CUDA graph and return what replays it."""
-    stream = cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream), torch.no_grad():
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph), torch.no_grad():
-        held = call()
+    with torch.no_grad():
+        graph, held = capture(call, warmup=3)
 
     def replay() -> Any:
         graph.replay()

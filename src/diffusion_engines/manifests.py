@@ -248,14 +248,21 @@ def graph_from_weights(
         opset=opset,
         patches=tuple(patches),
         versions=versions,
-        model=weights.model,
-        synthetic=weights.synthetic,
-        loras=weights.loras,
-        repo=weights.repo,
-        revision=weights.revision,
-        seed=weights.seed,
-        weights=weights.digest,
+        **_origin(weights),
     )
+
+
+def _origin(weights: Weights) -> dict[str, Any]:
+    """Return what a graph's manifest says of its weights."""
+    return {
+        "model": weights.model,
+        "synthetic": weights.synthetic,
+        "loras": weights.loras,
+        "repo": weights.repo,
+        "revision": weights.revision,
+        "seed": weights.seed,
+        "weights": weights.digest,
+    }
 
 
 def program_without_weights(
@@ -289,22 +296,9 @@ def program_without_weights(
 
 def engine_with_weights(engine: Engine, weights: Weights) -> Engine:
     """Return the manifest of an engine of a program, with the weights that were added to it."""
-    graph = replace(
-        engine.onnx,
-        model=weights.model,
-        synthetic=weights.synthetic,
-        loras=weights.loras,
-        repo=weights.repo,
-        revision=weights.revision,
-        seed=weights.seed,
-        weights=weights.digest,
-    )
+    graph = replace(engine.onnx, **_origin(weights))
     return replace(
-        engine,
-        model=weights.model,
-        synthetic=weights.synthetic,
-        loras=weights.loras,
-        onnx=graph,
+        engine, model=graph.model, synthetic=graph.synthetic, loras=graph.loras, onnx=graph
     )
 
 

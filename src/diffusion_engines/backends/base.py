@@ -189,8 +189,7 @@ class Backend(Protocol[T]):
         Args:
             folder: of the bundle.
             manifest: of the engine.
-            weights: a diffusers folder; None unless the engine is of an exported program, which
-                has no weights.
+            weights: a diffusers folder, for engines of exported programs, which have no weights.
 
         Raises:
             BuildError, FingerprintError, HardwareError: it cannot be wrapped here.

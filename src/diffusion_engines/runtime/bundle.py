@@ -59,7 +59,7 @@ def load_bundle(folder: Path, device: str = "cpu", *, cuda_graph: bool = False) 
     Args:
         folder: the bundle.
         device: such as ``cpu`` or ``cuda``.
-        cuda_graph: TensorRT alone: record a CUDA graph at the first call and replay it.
+        cuda_graph: record a CUDA graph at the first call and replay it, where the backend can.
 
     Raises:
         IntegrityError: a file is missing or altered.

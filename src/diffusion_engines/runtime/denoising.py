@@ -6,6 +6,7 @@ allows it, a step on a GPU is one CUDA graph that every later run of the same sh
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,9 +17,8 @@ from weakref import WeakKeyDictionary
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from diffusion_engines.runtime.cuda_graphs import capture, cuda
 from diffusion_engines.runtime.schedules import Schedule
-
-cuda: Any = torch.cuda  # untyped in places
 
 # ``denoiser(rows, timestep, conditions)``: latents (rows, channels, h, w), fp32, a timestep as a
 # 0-d tensor, and what the denoiser is conditioned on; returns a prediction like the latents.
@@ -309,18 +309,6 @@ def _captured(
 
 
 def _graph(denoiser: Denoiser, state: _State) -> Any:
-    """Capture a step, after a few that let libraries set themselves up.
-
-    https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
-    """
     with cuda.device(state.latents.device):
-        side = cuda.Stream()
-        side.wait_stream(cuda.current_stream())
-        with cuda.stream(side):
-            for _ in range(_WARMUP):
-                _step(denoiser, state)
-        cuda.current_stream().wait_stream(side)
-        graph = cuda.CUDAGraph()
-        with cuda.graph(graph):
-            _step(denoiser, state)
+        graph, _ = capture(functools.partial(_step, denoiser, state), warmup=_WARMUP)
         return graph

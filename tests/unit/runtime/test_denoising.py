@@ -85,7 +85,8 @@ def own_loop(
     return trajectory
 
 
-def our_loop(schedule: Schedule, denoiser: Any, scale: float | None) -> denoising.Denoised:
+def our_loop(schedule: Schedule | None, denoiser: Any, scale: float | None) -> denoising.Denoised:
+    assert schedule is not None
     latents, conditions = start(scale)
     return denoise(
         denoiser,
@@ -110,7 +111,7 @@ def test_the_latents_are_those_of_diffusers_after_every_step(
     for model in ("sd14", "sd21", "sdxl"):
         for steps in counts:
             scheduler = make(name, model, prediction_type=prediction)
-            found = our_loop(schedule_of(scheduler, steps), denoiser, scale)  # type: ignore[arg-type]
+            found = our_loop(schedule_of(scheduler, steps), denoiser, scale)
             expected = own_loop(scheduler, steps, denoiser, scale, torch.float32)
             assert len(found.trajectory) == len(expected)
             assert torch.equal(found.trajectory[-1], found.latents)
@@ -148,15 +149,18 @@ def test_an_images_noise_is_its_own_in_any_batch(denoiser: Denoiser, name: str) 
     assert both is not None
     for row, generator in enumerate(generators()):
         alone = draw_noise(table, torch.empty(1, *SHAPE[1:]), [generator])
-        assert torch.equal(both[:, row : row + 1], alone)  # type: ignore[arg-type]
+        assert alone is not None
+        assert torch.equal(both[:, row : row + 1], alone)
     one = torch.Generator().manual_seed(0)
     shared = draw_noise(table, torch.empty(SHAPE), one)
     again = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(shared[0], again)  # type: ignore[index]
+    assert shared is not None
+    assert torch.equal(shared[0], again)
     torch.manual_seed(5)
     default = draw_noise(table, torch.empty(SHAPE), None)
     torch.manual_seed(5)
-    assert torch.equal(default[0], torch.randn(SHAPE))  # type: ignore[index]
+    assert default is not None
+    assert torch.equal(default[0], torch.randn(SHAPE))
     assert draw_noise(schedule("euler"), torch.empty(SHAPE), generators()) is None
 
 
@@ -216,7 +220,7 @@ def test_a_kept_step_serves_other_steps_schedulers_scales_and_prompts(graphs: li
     for name, prediction in [("lms", "epsilon"), ("pndm", "epsilon"), ("lcm", "v_prediction")]:
         for steps, scale in [(7, 7.5), (3, 1.0), (1, 2.0)]:
             scheduler = make(name, prediction_type=prediction)
-            found = our_loop(schedule_of(scheduler, steps), denoiser, scale)  # type: ignore[arg-type]
+            found = our_loop(schedule_of(scheduler, steps), denoiser, scale)
             expected = own_loop(scheduler, steps, denoiser, scale, torch.float32)
             for ours, theirs in zip(found.trajectory, expected, strict=True):
                 assert (ours - theirs).norm() <= 1e-5 * theirs.norm()

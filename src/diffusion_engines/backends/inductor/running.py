@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from diffusion_engines.files import read_json
 from diffusion_engines.manifests import Engine
 from diffusion_engines.precisions import PRECISIONS
 from diffusion_engines.programs.reading import constants_of
+from diffusion_engines.runtime.cuda_graphs import capture
 
 # Recorded graphs that are kept, one for the sizes of each kind of call.
 _GRAPHS = 8
@@ -108,18 +110,9 @@ class RecordedCall:
     """One call as a CUDA graph, for inputs of the sizes that it was recorded with."""
 
     def __init__(self, run: Run, inputs: Sequence[torch.Tensor]) -> None:
-        self.run = run
+        self.run = run  # the graph works in its library's memory
         self.inputs = [tensor.clone() for tensor in inputs]
-        # Once outside of the recording, on a stream of its own, as PyTorch asks for: libraries
-        # choose and load their kernels at the first call.
-        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            run(self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = run(self.inputs)
+        self.graph, self.outputs = capture(functools.partial(run, self.inputs))
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Replay it on these inputs; the results are copies, which the next call leaves alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,8 @@ def _module(
 ) -> nn.Module:
     import torch
 
+    from diffusion_engines.runtime.cuda_graphs import capture
+
     inputs, outputs = binding_names(trt, engine)
     dtypes = {
         trt.float32: torch.float32,
@@ -155,15 +158,7 @@ def _module(
 
         def record(self, held: Tensors) -> tuple[Any, Tensors, Tensors]:
             static = [tensor.clone() for tensor in held]
-            # The first run of a shape allocates, which no graph may record.
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self.enqueue(static)
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                results = self.enqueue(static)
+            graph, results = capture(functools.partial(self.enqueue, static))
             return graph, static, results
 
     return PlanModule()

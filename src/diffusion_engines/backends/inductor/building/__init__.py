@@ -21,7 +21,7 @@ from diffusion_engines.backends.inductor.settings import ENGINE, LAYOUT, Inducto
 from diffusion_engines.errors import BuildError
 from diffusion_engines.files import write_json
 from diffusion_engines.precisions import PRECISIONS
-from diffusion_engines.programs.reading import CONSTANTS, constants_of, read_program
+from diffusion_engines.programs.reading import CONSTANTS, read_program
 
 
 def build(graph: Graph, folder: Path, target: InductorTarget) -> BuildResult:
@@ -41,7 +41,6 @@ def build(graph: Graph, folder: Path, target: InductorTarget) -> BuildResult:
     if target.build.max_autotune:
         options |= {"max_autotune": True}
     layers = compile_program(program, folder / ENGINE, target.device, options)
-    constants = constants_of(graph.folder)
     taken = constants_of_package(folder / ENGINE, target.device)
     if lost := sorted({*layout} - taken):
         raise BuildError(
@@ -51,8 +50,8 @@ def build(graph: Graph, folder: Path, target: InductorTarget) -> BuildResult:
             fix="report it; another version of PyTorch may not",
         )
     write_json(folder / LAYOUT, layout)
-    if constants:
-        (folder / CONSTANTS).write_bytes((graph.folder / CONSTANTS).read_bytes())
+    if (constants := graph.folder / CONSTANTS).is_file():
+        (folder / CONSTANTS).write_bytes(constants.read_bytes())
     of_torch = {p.torch_dtype: p.name for p in PRECISIONS.values() if p.name == p.dtype}
     dtypes = Counter(of_torch[weight["dtype"]] for weight in layout.values())
     builder = f"inductor of torch {torch.__version__}"

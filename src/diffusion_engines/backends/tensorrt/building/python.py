@@ -17,7 +17,6 @@ from diffusion_engines.backends.nvidia.building import (
 from diffusion_engines.backends.tensorrt.building.layers import LAYERS
 from diffusion_engines.backends.tensorrt.building.trtexec import (
     ALWAYS_STRONGLY_TYPED,
-    STRONGLY_TYPED,
     Version,
     check_supported,
 )
@@ -42,8 +41,6 @@ def build_with_python(
     builder, network = parse_graph(trt, library, graph.path, logger, _network_flags(trt, version))
     config = builder.create_builder_config()
     cache = apply_settings(trt, config, build, folder / TIMING_CACHE)
-    if version < STRONGLY_TYPED and graph.precision != "fp32":
-        config.set_flag(getattr(trt.BuilderFlag, graph.precision.upper()))
     add_profile(builder, config, graph.inputs)
     write_plan(trt, library, builder, network, config, folder / ENGINE, logger, graph.path)
     if cache is not None:
@@ -55,8 +52,7 @@ def build_with_python(
 def _network_flags(trt: Any, version: Version) -> int:
     if version >= ALWAYS_STRONGLY_TYPED:
         return 0
-    flags = trt.NetworkDefinitionCreationFlag
-    return 1 << int(flags.STRONGLY_TYPED if version >= STRONGLY_TYPED else flags.EXPLICIT_BATCH)
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
 def apply_settings(trt: Any, config: Any, build: TensorRTBuild, timing_cache: Path) -> Any:
