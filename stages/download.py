@@ -1,8 +1,9 @@
-"""Get the weights: from the hub at a pinned commit, from a local folder, or random (synthetic).
+"""Get the weights: from the hub at a pinned commit, a local folder or one file, or random ones.
 
 LoRAs of the config are fused into them, so that no later stage knows of any.
 
-Reads   model.folder (the local model, or the architecture's JSONs), model.lora_folder, the hub
+Reads   model.folder (the local model, or the architecture's JSONs), model.checkpoint,
+        model.lora_folder, the hub
 Writes  artifacts/weights/, a diffusers folder in safetensors with a manifest per subfolder
 """
 
@@ -23,6 +24,7 @@ from diffusion_engines.weights import sources
 from diffusion_engines.weights.check import check_parameters, count_parameters, weight_files
 from diffusion_engines.weights.fuse import fuse_loras
 from diffusion_engines.weights.lora import Lora, read_lora
+from diffusion_engines.weights.single_file import fill_from_file
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ def fill(model: config.Model, folder: Path) -> None:
             )  # fails before the copy starts
         with step(f"copy {model.folder}"):
             sources.copy_from_folder(Path(model.folder), folder)
+    elif model.source == "file":
+        with step(f"read {model.checkpoint}"):
+            fill_from_file(Path(model.checkpoint), Path(model.folder), folder)
     else:
         with step(f"random weights of {model.name}, seed {model.seed}"):
             sources.fill_with_random_weights(

@@ -258,6 +258,7 @@ def sections(
         "name": "toy",
         "source": source,
         "folder": "conf/toy",
+        "checkpoint": "conf/toy",
         "repo": "someone/toy",
         "revision": "0123456789abcdef",
         "seed": 0,

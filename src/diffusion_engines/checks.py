@@ -61,6 +61,11 @@ def check_params(params: dict[str, Any], root: Path) -> None:
 
 def _model(params: dict[str, Any]) -> Iterator[str]:
     model = params["model"]
+    if model.source == "file" and PurePosixPath(model.checkpoint).suffix != ".safetensors":
+        yield (
+            "model.checkpoint: model.source=file needs the path of a .safetensors file with all "
+            f"networks of a model; found {model.checkpoint} (conf/model/)"
+        )
     if model.source != "hub":
         return
     if not model.repo:

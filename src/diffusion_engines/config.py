@@ -75,9 +75,11 @@ class Model:
     """Where the weights come from (conf/model/)."""
 
     name: str
-    source: Literal["hub", "local", "synthetic"]
+    source: Literal["hub", "local", "file", "synthetic"]
     # diffusers folder watched by DVC: the whole model for `local`, else its architecture JSONs
     folder: str
+    # of `file`: safetensors with all networks, watched by DVC, which needs a path: else the folder
+    checkpoint: str
     repo: str | None
     revision: str | None
     seed: int  # of synthetic weights

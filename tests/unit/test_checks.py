@@ -200,6 +200,13 @@ def test_a_lora_must_be_one_that_dvc_watches_and_that_changes_something(
     assert "(conf/lora/)" in found
 
 
+def test_a_checkpoint_in_one_file_is_safetensors(params: dict[str, Any]) -> None:
+    params["model"] |= {"source": "file", "checkpoint": "/models/photo.safetensors"}
+    check(params)
+    params["model"]["checkpoint"] = "/models/photo.ckpt"
+    assert "needs the path of a .safetensors file" in problems(params)
+
+
 def test_all_problems_are_listed_at_once(params: dict[str, Any]) -> None:
     params["export"]["opset"] = 3
     params["measure"].append("a10")

@@ -93,8 +93,8 @@ def copy_from_folder(source: Path, destination: Path) -> None:
             f"{source} is no diffusers model folder",
             expected="model_index.json and the folders that it names",
             found="nothing" if not source.is_dir() else _listing(source),
-            fix="correct model.folder in conf/model/; a single-file checkpoint becomes such a\n"
-            "folder with diffusers' StableDiffusionPipeline.from_single_file(…).save_pretrained(…)",
+            fix="correct model.folder in conf/model/; of a checkpoint in one file:\n"
+            "model.source=file model.checkpoint=/path/model.safetensors",
         )
     _copy_wanted(source, family_of(source).wanted, destination)
 
