@@ -22,6 +22,7 @@ from diffusion_engines.runtime.networks import read_config
 from diffusion_engines.stage import stage
 from diffusion_engines.weights import sources
 from diffusion_engines.weights.check import check_parameters, count_parameters, weight_files
+from diffusion_engines.weights.clip_skip import leave_out_last_layers
 from diffusion_engines.weights.fuse import fuse_loras
 from diffusion_engines.weights.lora import Lora, read_lora
 from diffusion_engines.weights.single_file import fill_from_file
@@ -58,6 +59,9 @@ def main(cfg: Config) -> None:
                 with step(f"check the weights of {name}"):
                     parameters = count_parameters(folder / name)
                 check_parameters(name, model.parameters.get(name), parameters)
+                if model.clip_skip and name in family.skips:
+                    leave_out_last_layers(folder / name, model.clip_skip)
+                    parameters = count_parameters(folder / name)
                 manifest = replace(origin, parameters=parameters, loras=fused.get(name, ()))
             manifests.write(folder / name, manifest)
 

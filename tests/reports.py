@@ -263,6 +263,7 @@ def sections(
         "revision": "0123456789abcdef",
         "seed": 0,
         "dtype": "fp32",
+        "clip_skip": 0,
         "parameters": {"unet": 1_500_000},
         "lora_folder": "loras",
         "loras": [],

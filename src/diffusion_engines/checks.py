@@ -39,6 +39,7 @@ def check_params(params: dict[str, Any], root: Path) -> None:
     else:
         problems = [
             *_model(params),
+            *_clip_skip(params, family),
             *_loras(params),
             *_export_settings(params),
             *_image(params),
@@ -75,6 +76,14 @@ def _model(params: dict[str, Any]) -> Iterator[str]:
             "model.revision: expected the full hash of a commit, 40 hexadecimal digits, so that "
             "every machine downloads the same weights; found "
             f"{model.revision or 'none'} (conf/model/)"
+        )
+
+
+def _clip_skip(params: dict[str, Any], family: Family) -> Iterator[str]:
+    if params["model"].clip_skip and not family.skips:
+        yield (
+            f"model.clip_skip: a {family.class_name} takes an earlier hidden state already; "
+            f"expected 0, found {params['model'].clip_skip} (conf/model/)"
         )
 
 

@@ -84,7 +84,9 @@ class Model:
     revision: str | None
     seed: int  # of synthetic weights
     dtype: Literal["fp32", "fp16"]  # in which synthetic weights are stored
-    parameters: dict[str, PositiveInt]  # per folder; checked after the download
+    # layers at the end of the text encoder that are left out, as of diffusers' argument
+    clip_skip: NonNegativeInt
+    parameters: dict[str, PositiveInt]  # per folder, of the whole model; checked after the download
     lora_folder: str  # watched by DVC
     loras: list[Lora]
 

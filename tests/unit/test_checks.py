@@ -207,6 +207,11 @@ def test_a_checkpoint_in_one_file_is_safetensors(params: dict[str, Any]) -> None
     assert "needs the path of a .safetensors file" in problems(params)
 
 
+def test_sdxl_takes_an_earlier_hidden_state_already() -> None:
+    params = composed("model=sdxl", "fleet=sdxl", "model.clip_skip=1")
+    assert "model.clip_skip: a StableDiffusionXLPipeline takes an earlier" in problems(params)
+
+
 def test_all_problems_are_listed_at_once(params: dict[str, Any]) -> None:
     params["export"]["opset"] = 3
     params["measure"].append("a10")

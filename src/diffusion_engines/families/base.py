@@ -210,6 +210,8 @@ class Family:
         schedulers: by their names in ``conf/``.
         options: of the diffusers pipeline besides its modules, from ``model_index.json``.
         lora: None: there are none that can be read.
+        skips: the folders of the text encoders whose last layers can be left out (``clip_skip``),
+            as nothing but the state after them is used.
         around_loop: the arguments of the diffusers pipeline's call that are all used before or
             after the denoising loop, or that the loop of
             :mod:`~diffusion_engines.serve.pipelines` knows. Any other is left to diffusers.
@@ -227,6 +229,7 @@ class Family:
     schedulers: Mapping[str, Scheduler]
     options: Callable[[Mapping[str, Any]], dict[str, Any]]
     lora: LoraFormat | None = None
+    skips: tuple[str, ...] = ()
     around_loop: frozenset[str] = frozenset()
 
     @property

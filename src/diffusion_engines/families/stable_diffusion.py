@@ -154,5 +154,6 @@ FAMILY = Family(
     schedulers=parts.SCHEDULERS,
     options=_options,
     lora=parts.unet_loras("text_encoder"),
+    skips=("text_encoder",),
     around_loop=parts.AROUND_LOOP,
 )
