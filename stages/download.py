@@ -13,9 +13,10 @@ from pathlib import Path
 from diffusion_engines import config, manifests
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.families import family_of
+from diffusion_engines.families.base import Family
 from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
-from diffusion_engines.manifests import FusedLora
+from diffusion_engines.manifests import AddedWord, FusedLora
 from diffusion_engines.params import param
 from diffusion_engines.progress import step
 from diffusion_engines.runtime.networks import read_config
@@ -23,6 +24,7 @@ from diffusion_engines.stage import stage
 from diffusion_engines.weights import sources
 from diffusion_engines.weights.check import check_parameters, count_parameters, weight_files
 from diffusion_engines.weights.clip_skip import leave_out_last_layers
+from diffusion_engines.weights.embeddings import Embedding, add_embeddings, read_embedding
 from diffusion_engines.weights.fuse import fuse_loras
 from diffusion_engines.weights.lora import Lora, read_lora
 from diffusion_engines.weights.single_file import fill_from_file
@@ -38,12 +40,21 @@ class Config:
 def main(cfg: Config) -> None:
     workspace = Workspace()
     model = cfg.model
-    loras = read_loras(model)  # what is wrong with them is said before gigabytes are fetched
+    # What is wrong with these is said before gigabytes are fetched.
+    loras, embeddings = read_loras(model), read_embeddings(model)
     with new_folder(workspace.weights) as folder:
         fill(model, folder)
         fused = fuse(loras, folder)
         sources.check_architecture(folder, cfg.vae_scale_factor)
         family = family_of(folder)
+        networks = {component.folder for component in family.components.values()}
+        parameters = {name: count(name, folder) for name in sorted(networks)}
+        for name, found in parameters.items():
+            check_parameters(name, model.parameters.get(name), found)
+        # After the count, which is that of the model as it was published.
+        words = add_words(embeddings, folder, family)
+        skipped = skip_layers(model.clip_skip, folder, family)
+        parameters |= {name: count(name, folder) for name in {*words, *skipped}}
         origin = manifests.Weights(
             model=model.name,
             source=model.source,
@@ -52,18 +63,27 @@ def main(cfg: Config) -> None:
             synthetic=model.source == "synthetic",
             seed=model.seed if model.source == "synthetic" else None,
         )
-        networks = {component.folder for component in family.components.values()}
         for name in family.folders:
-            manifest = origin
-            if name in networks:
-                with step(f"check the weights of {name}"):
-                    parameters = count_parameters(folder / name)
-                check_parameters(name, model.parameters.get(name), parameters)
-                if model.clip_skip and name in family.skips:
-                    leave_out_last_layers(folder / name, model.clip_skip)
-                    parameters = count_parameters(folder / name)
-                manifest = replace(origin, parameters=parameters, loras=fused.get(name, ()))
+            manifest = replace(
+                origin,
+                parameters=parameters.get(name),
+                loras=fused.get(name, ()),
+                words=words.get(name, ()),
+            )
             manifests.write(folder / name, manifest)
+
+
+def count(name: str, folder: Path) -> int:
+    with step(f"check the weights of {name}"):
+        return count_parameters(folder / name)
+
+
+def skip_layers(layers: int, folder: Path, family: Family) -> tuple[str, ...]:
+    if not layers:
+        return ()
+    for name in family.skips:
+        leave_out_last_layers(folder / name, layers)
+    return family.skips
 
 
 def read_loras(model: config.Model) -> list[Lora]:
@@ -75,6 +95,26 @@ def read_loras(model: config.Model) -> list[Lora]:
         read_lora(Path(model.lora_folder), lora.file, lora.weight, family, denoiser)
         for lora in model.loras
     ]
+
+
+def read_embeddings(model: config.Model) -> list[Embedding]:
+    family = family_of(Path(model.folder))
+    return [
+        read_embedding(Path(model.lora_folder), embedding.file, embedding.word, family)
+        for embedding in model.embeddings
+    ]
+
+
+def add_words(
+    embeddings: list[Embedding], folder: Path, family: Family
+) -> dict[str, tuple[AddedWord, ...]]:
+    if not embeddings:
+        return {}
+    with step(f"add {len(embeddings)} word(s)"):
+        added = add_embeddings(embeddings, folder, family)
+    for embedding in embeddings:
+        print(f"  {embedding.file}: {embedding.word} is {len(embedding.tokens)} token(s)")
+    return added
 
 
 def fuse(loras: list[Lora], folder: Path) -> dict[str, tuple[FusedLora, ...]]:

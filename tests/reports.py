@@ -267,6 +267,7 @@ def sections(
         "parameters": {"unet": 1_500_000},
         "lora_folder": "loras",
         "loras": [],
+        "embeddings": [],
     }
     values = {
         "model": model,

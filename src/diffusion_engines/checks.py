@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -87,32 +87,40 @@ def _clip_skip(params: dict[str, Any], family: Family) -> Iterator[str]:
         )
 
 
-def _loras(params: dict[str, Any]) -> list[str]:
-    problems, seen = [], set()
-    for index, lora in enumerate(params["model"].loras):
-        key, path = f"model.loras.{index}", PurePosixPath(lora.file)
+def _loras(params: dict[str, Any]) -> Iterator[str]:
+    model = params["model"]
+    for index, lora in enumerate(model.loras):
         if lora.weight == 0:
-            problems.append(
-                f"{key}.weight: 0 changes nothing; for a run without {lora.file}, leave it out of "
-                "the list: `model.loras=[]` (conf/lora/)"
+            yield (
+                f"model.loras.{index}.weight: 0 changes nothing; for a run without {lora.file}, "
+                "leave it out of the list: `model.loras=[]` (conf/lora/)"
             )
+    yield from _added_files("model.loras", [lora.file for lora in model.loras], model.lora_folder)
+    files = [embedding.file for embedding in model.embeddings]
+    yield from _added_files("model.embeddings", files, model.lora_folder)
+    words = [embedding.word for embedding in model.embeddings]
+    for word in sorted({word for word in words if words.count(word) > 1}):
+        yield f"model.embeddings: two files for the word {word} (conf/lora/)"
+
+
+def _added_files(key: str, files: Sequence[str], folder: str) -> Iterator[str]:
+    seen = set()
+    for index, file in enumerate(files):
+        path = PurePosixPath(file)
         if path.suffix != ".safetensors":
-            problems.append(
-                f"{key}.file: only safetensors are read, pickles can run code when loaded; found "
-                f"{lora.file} (conf/lora/)"
+            yield (
+                f"{key}.{index}.file: only safetensors are read, pickles can run code when loaded; "
+                f"found {file} (conf/lora/)"
             )
         if path.is_absolute() or ".." in path.parts:
-            problems.append(
-                f"{key}.file: expected a path below model.lora_folder "
-                f"({params['model'].lora_folder}), which DVC watches; found {lora.file}: move the "
-                "file there, or set model.lora_folder (conf/lora/)"
+            yield (
+                f"{key}.{index}.file: expected a path below model.lora_folder ({folder}), which "
+                f"DVC watches; found {file}: move the file there, or set model.lora_folder "
+                "(conf/lora/)"
             )
         if path in seen:
-            problems.append(
-                f"{key}.file: {lora.file} is listed twice; add up its weights (conf/lora/)"
-            )
+            yield f"{key}.{index}.file: {path} is listed twice; once is enough (conf/lora/)"
         seen.add(path)
-    return problems
 
 
 def _export_settings(params: dict[str, Any]) -> list[str]:

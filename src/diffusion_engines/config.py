@@ -71,6 +71,14 @@ class Lora:
 
 
 @dataclass(config=STRICT)
+class Embedding:
+    """A word of textual inversion that is added to the vocabulary (conf/lora/)."""
+
+    file: str  # safetensors, relative to model.lora_folder
+    word: Annotated[str, Field(pattern=r"^\S+$")]
+
+
+@dataclass(config=STRICT)
 class Model:
     """Where the weights come from (conf/model/)."""
 
@@ -89,6 +97,7 @@ class Model:
     parameters: dict[str, PositiveInt]  # per folder, of the whole model; checked after the download
     lora_folder: str  # watched by DVC
     loras: list[Lora]
+    embeddings: list[Embedding]
 
 
 @dataclass(config=STRICT)
@@ -465,7 +474,7 @@ def _conf_file(section: str, path: list[Any] | None = None) -> str:
         if len(path) > 1 and path[1] == "build":
             return "conf/build/"
         return f"conf/target/{path[0]}.yaml"
-    if section == "model" and path and path[0] in ("lora_folder", "loras"):
+    if section == "model" and path and path[0] in ("lora_folder", "loras", "embeddings"):
         return "conf/lora/"
     return f"conf/{_SECTION_FOLDERS.get(section, section)}/"
 

@@ -53,6 +53,16 @@ class FusedLora:
 
 
 @dataclass(frozen=True)
+class AddedWord:
+    """A word of textual inversion in a text encoder: its file, and of how many vectors it is."""
+
+    file: str
+    sha256: str
+    word: str
+    vectors: int
+
+
+@dataclass(frozen=True)
 class Weights:
     """One folder of a diffusers model.
 
@@ -64,6 +74,7 @@ class Weights:
         seed: of those.
         parameters: how many; None: the folder is no network.
         loras: that were fused into it.
+        words: that were added to it.
     """
 
     kind: ClassVar[str] = "weights"
@@ -76,6 +87,7 @@ class Weights:
     seed: int | None
     parameters: int | None = None
     loras: tuple[FusedLora, ...] = ()
+    words: tuple[AddedWord, ...] = ()
     files: Files = field(default_factory=dict)
 
     @property

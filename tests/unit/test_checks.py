@@ -207,6 +207,18 @@ def test_a_checkpoint_in_one_file_is_safetensors(params: dict[str, Any]) -> None
     assert "needs the path of a .safetensors file" in problems(params)
 
 
+def test_embeddings_are_files_that_dvc_watches_and_words_of_their_own(
+    params: dict[str, Any],
+) -> None:
+    good = {"file": "a.safetensors", "word": "<a>"}
+    params["model"]["embeddings"] = [good, {"file": "b.safetensors", "word": "<b>"}]
+    check(params)
+    params["model"]["embeddings"] = [good, {"file": "../b.pt", "word": "<a>"}]
+    found = problems(params)
+    for text in ("1.file: only safetensors", "1.file: expected a path below", "for the word <a>"):
+        assert f"model.embeddings.{text}" in found or f"two files {text}" in found
+
+
 def test_sdxl_takes_an_earlier_hidden_state_already() -> None:
     params = composed("model=sdxl", "fleet=sdxl", "model.clip_skip=1")
     assert "model.clip_skip: a StableDiffusionXLPipeline takes an earlier" in problems(params)

@@ -123,11 +123,14 @@ def clip_conditions(
     Text embeddings are (rows, 77, features), a pooled embedding (rows, features).
     """
     import torch
+    from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 
     hidden, pooled = [], []
     for encoder, tokenizer in model.tokenizers.items():
+        # A word of several vectors is several tokens, which diffusers' pipelines write out too.
+        written_out = TextualInversionLoaderMixin().maybe_convert_prompt(list(prompts), tokenizer)
         tokens = tokenizer(
-            list(prompts),
+            written_out,
             padding="max_length",
             max_length=TOKENS,
             truncation=True,

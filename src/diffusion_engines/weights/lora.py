@@ -94,7 +94,7 @@ def read_lora(
             besides the two factors and the alpha of layers.
     """
     path = folder / file
-    tensors, header = _read_tensors(path, folder)
+    tensors, header = read_tensors(path, folder, "LoRA", "model.loras")
     named, alphas = _diffusers_names(path, tensors, family, denoiser)
     _check_names(path, tensors, named)
 
@@ -127,16 +127,28 @@ def read_lora(
     return Lora(file, sha256_of_file(path), weight, layers)
 
 
-def _read_tensors(path: Path, folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return all tensors, checked, and PEFT's settings where the header has them."""
+def read_tensors(
+    path: Path, folder: Path, kind: str, key: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return all tensors of a file, checked, and PEFT's settings where the header has them.
+
+    Args:
+        path: of the file.
+        folder: that DVC watches.
+        kind: what it is called in messages.
+        key: of the config that names it.
+
+    Raises:
+        WeightsError: the file is missing, is no safetensors, or has a NaN.
+    """
     if not path.is_file():
         there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.safetensors"))
         raise WeightsError(
-            f"the LoRA {path} does not exist",
-            expected=f"a file of model.loras below model.lora_folder, {folder}",
+            f"the {kind} {path} does not exist",
+            expected=f"a file of {key} below model.lora_folder, {folder}",
             found=", ".join(there[:12]) or f"no safetensors in {folder}",
             fix="copy it there, and `dvc add` it, so that other machines and queued experiments\n"
-            "have it too; or correct model.loras (conf/lora/)",
+            f"have it too; or correct {key} (conf/lora/)",
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -148,7 +160,7 @@ def _read_tensors(path: Path, folder: Path) -> tuple[dict[str, torch.Tensor], di
         raise WeightsError(
             f"{path} is not a whole safetensors file",
             found="a pickle" if pickled else f"{path.stat().st_size} bytes; {error}",
-            fix="pickles can run code when loaded and are not read here: get the LoRA as\n"
+            fix=f"pickles can run code when loaded and are not read here: get the {kind} as\n"
             "safetensors"
             if pickled
             else "it was probably truncated by an interrupted copy: get it again",
