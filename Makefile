@@ -69,6 +69,10 @@ lint: env ## ruff and mypy
 experiments: env ## the table of experiments: their metrics, and the parameters that differ
 	@diffusion-engines experiments
 
+.PHONY: publish
+publish: env ## put the proven engines of the fleet into a release, from which each machine takes its own
+	@diffusion-engines publish $(ARGS)
+
 .PHONY: clean
 clean: ## remove what was built; the DVC cache stays
 	git clean -fdXq artifacts .pytest_cache .mypy_cache .ruff_cache

@@ -175,6 +175,7 @@ def write_parity(
         image_gate=IMAGE_GATE,
         images=tuple(images),
         not_scored={name: one.missing for name, one in scores.items() if one.missing},
+        bundles=bundles_of(workspace, target, components),
     )
     folder = workspace.validation(target)
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,6 +186,15 @@ def write_parity(
         workspace.metrics("validate", target),
         workspace.plots("validate", target),
     )
+
+
+def bundles_of(workspace: Workspace, target: str, components: dict[str, str]) -> dict[str, str]:
+    """What the stages record of the bundles that they measured."""
+    return {
+        name: manifests.digest(folder)
+        for name in components
+        if (folder := workspace.bundle(target, name)).is_dir()
+    }
 
 
 def write_latencies(
@@ -224,6 +234,7 @@ def write_latencies(
         machine=this_machine() | {"cpu": "Testor 9000", "cores": 4, "memory_gib": 16, "gpus": gpus},
         components=components,
         settings=settings,
+        bundles=bundles_of(workspace, target, components),
     )
     write_benchmark(
         result,

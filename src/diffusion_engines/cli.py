@@ -42,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     add("experiments", _experiments, "DVC's experiments: what differs, and the metrics")
     check = add("check-bundle", _check_bundle, "say whether bundles can be loaded on this machine")
     check.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a bundle")
+    publish = add("publish", _publish, "put the proven engines of the fleet into a release")
+    publish.add_argument("folder", nargs="?", type=Path, default=Path("release"), help="release/")
+    profiles = add("profiles", _profiles, "say which engines of a release this machine takes")
+    profiles.add_argument("folder", nargs="?", type=Path, default=Path("release"), help="release/")
     add("merge-lock", _merge_lock, "resolve git's conflict in dvc.lock, stage by stage")
     return parser
 
@@ -80,6 +84,29 @@ def _check_bundle(options: argparse.Namespace) -> None:
     for folder in options.folders:
         manifest = check_bundle(folder)
         print(f"{folder}: {manifest.name} ({manifest.builder}) can be loaded here")
+
+
+def _publish(options: argparse.Namespace) -> None:
+    import yaml
+
+    from diffusion_engines.layout import Workspace
+    from diffusion_engines.release.publishing import publish
+
+    root = Path.cwd()
+    targets = sorted(yaml.safe_load((root / "params.yaml").read_text())["fleet"])
+    release, refused = publish(Workspace(root), targets, options.folder.absolute())
+    for profile in release.profiles:
+        print(f"{profile.target}: published, {profile.bytes / 1e6:,.1f} MB")
+    for target, reason in refused.items():
+        print(f"{target}: not published. {reason}")
+    if refused:
+        sys.exit(f"{options.folder} lacks {', '.join(refused)}")
+
+
+def _profiles(options: argparse.Namespace) -> None:
+    from diffusion_engines.release.listing import print_profiles
+
+    print_profiles(options.folder)
 
 
 def _merge_lock(options: argparse.Namespace) -> None:

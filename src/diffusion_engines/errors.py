@@ -26,6 +26,14 @@ class DiffusionEnginesError(Exception):
                 lines.append(f"  {label + ':':<10}{indented}")
         super().__init__("\n".join(lines))
 
+    @property
+    def in_a_line(self) -> str:
+        """Return what failed, without the remedy, for a table or a log."""
+        parts = [self.problem]
+        if self.expected and self.found:
+            parts.append(f"expected {self.expected}, found {self.found}")
+        return ": ".join(" ".join(part.split()) for part in parts)
+
 
 class ConfigError(DiffusionEnginesError):
     """A key of params.yaml is unknown, missing, of the wrong type, or contradicts another."""

@@ -368,6 +368,11 @@ def write(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST, written)
 
 
+def digest(folder: Path) -> str:
+    """Return the SHA-256 of a folder's manifest, which stands for all files in it."""
+    return sha256_of_file(folder / MANIFEST)
+
+
 def read(
     folder: Path,
     kind: type[M],

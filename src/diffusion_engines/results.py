@@ -23,7 +23,7 @@ def write_result(path: Path, result: Any, *, version: int) -> None:
     write_json(path, {**asdict(result), "format": version})
 
 
-def read_result(path: Path, kind: type[T], *, version: int, stage: str) -> T:
+def read_result(path: Path, kind: type[T], *, version: int, stage: str = "", fix: str = "") -> T:
     """Read what :func:`write_result` wrote.
 
     Args:
@@ -31,11 +31,12 @@ def read_result(path: Path, kind: type[T], *, version: int, stage: str) -> T:
         kind: the dataclass that it holds.
         version: the number of the format that is read here.
         stage: what writes the file, for the message.
+        fix: the message's remedy, of a file that no stage writes.
 
     Raises:
         IntegrityError: the file is missing, damaged, or of another format.
     """
-    fix = f"run the stage again: `dvc repro --force --single-item {stage}`"
+    fix = fix or f"run the stage again: `dvc repro --force --single-item {stage}`"
     found = read_json(path, fix)
     number = found.get("format") if isinstance(found, dict) else None
     if number != version:

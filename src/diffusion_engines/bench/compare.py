@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_engines import config
+from diffusion_engines import config, manifests
 from diffusion_engines.bench.breakdown import summarize
 from diffusion_engines.bench.memory import PeakMemory, peak_memory_of
 from diffusion_engines.bench.results import Benchmark
@@ -82,6 +82,7 @@ def benchmark_target(
         machine=machine,
         components=components,
         settings=settings,
+        bundles={name: manifests.digest(workspace.bundle(target, name)) for name in components},
     )
 
 

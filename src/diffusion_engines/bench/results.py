@@ -17,7 +17,7 @@ from diffusion_engines.files import write_json, write_table
 from diffusion_engines.results import read_result, write_result
 
 # Raise it when a field of a result changes.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Benchmark:
         machine: on which all this was measured.
         components: those that have an engine, with their precisions.
         settings: of the timed runs.
+        bundles: the SHA-256 of the manifest of each engine's bundle.
     """
 
     target: str
@@ -46,6 +47,7 @@ class Benchmark:
     machine: Mapping[str, Any]
     components: Mapping[str, str]
     settings: config.Benchmark
+    bundles: Mapping[str, str]
 
     @property
     def baseline(self) -> str:

@@ -20,8 +20,9 @@ from diffusion_engines.parity.distances import Difference, largest, smallest, wo
 from diffusion_engines.parity.gates import misses_of
 from diffusion_engines.results import read_result, write_result
 
-# Raise it when a field of a result changes.
+# Raise them when a field of a result changes.
 _VERSION = 1
+_VALIDATION = 2
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ class ImageParity:
 class Validation:
     """What comparing a target's engines with the reference found.
 
-    ``not_scored`` holds why LPIPS and CLIP scores were not measured, by name, where they were not.
+    ``not_scored`` holds why LPIPS and CLIP scores were not measured, by name, where they were not;
+    ``bundles`` the SHA-256 of the manifest of each engine's bundle, so that nobody takes this for a
+    validation of other bytes.
     """
 
     target: str
@@ -87,6 +90,7 @@ class Validation:
     image_gate: ImageGate
     images: tuple[ImageParity, ...]
     not_scored: Mapping[str, str]
+    bundles: Mapping[str, str]
 
     @property
     def misses(self) -> tuple[str, ...]:
@@ -126,7 +130,7 @@ def write_validation(
     steps = [row for row in calls if role_of(row["component"]) == "denoiser"]
     write_table(plots / "denoiser.csv", steps or calls)
     write_table(plots / "latents.csv", trajectory)
-    write_result(folder / "validation.json", result, version=_VERSION)
+    write_result(folder / "validation.json", result, version=_VALIDATION)
     write_json(metrics, _validation_metrics(result))
 
 
@@ -156,7 +160,10 @@ def read_validation(folder: Path) -> Validation:
         IntegrityError: it is missing, damaged, or of another format.
     """
     return read_result(
-        folder / "validation.json", Validation, version=_VERSION, stage=f"validate@{folder.name}"
+        folder / "validation.json",
+        Validation,
+        version=_VALIDATION,
+        stage=f"validate@{folder.name}",
     )
 
 

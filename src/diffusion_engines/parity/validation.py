@@ -97,6 +97,7 @@ def validate_target(
         image_gate=image_gate,
         images=_images(run, reference, image_gate, scores),
         not_scored={name: found.missing for name, found in scores.items() if found.missing},
+        bundles={name: manifests.digest(workspace.bundle(target, name)) for name in components},
     )
     return result, [picture(image) for image in run.images]
 

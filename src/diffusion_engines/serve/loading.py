@@ -6,6 +6,7 @@ Heavy libraries are imported inside the functions: ``import diffusion_engines`` 
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from collections.abc import Sequence
 from os import PathLike
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_engines import manifests
 from diffusion_engines.backends.targets import device_of_engine
-from diffusion_engines.errors import HardwareError, IntegrityError
+from diffusion_engines.errors import ConfigError, HardwareError, IntegrityError
 from diffusion_engines.families import family_of
 from diffusion_engines.files import MANIFEST
-from diffusion_engines.manifests import Bundle, Engine, FusedLora, Graph, Pipeline
+from diffusion_engines.manifests import Bundle, Engine, FusedLora, Graph, Pipeline, Weights
+from diffusion_engines.release.choosing import Fallback, choose
+from diffusion_engines.release.profiles import RELEASE
 from diffusion_engines.runtime.bundle import is_device, load_bundle
 from diffusion_engines.serve.pack import PIPELINE
 
@@ -48,7 +51,13 @@ def load_component(folder: str | PathLike[str], device: str | None = None) -> Ch
     return load_bundle(folder, _device(manifest, device))
 
 
-def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any:
+def load_pipeline(
+    folder: str | PathLike[str],
+    device: str | None = None,
+    *,
+    fallback: Fallback = "error",
+    weights: str | PathLike[str] | None = None,
+) -> Any:
     """Return a diffusers pipeline whose networks are engines.
 
     It is of the model's own class, whose call runs the denoising loop on the device where nothing
@@ -60,8 +69,13 @@ def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any
     default to those that the engines were built around.
 
     Args:
-        folder: all bundles of a target, e.g. ``artifacts/bundles/cpu``; nothing else is read.
+        folder: all bundles of a target, e.g. ``artifacts/bundles/cpu``; nothing else is read. Or a
+            release (``make publish``), of which the profile that suits this machine is taken.
         device: as of :func:`load_component`.
+        fallback: of a release whose engines for this machine can no longer be loaded; as of
+            :func:`diffusion_engines.release.choosing.choose`.
+        weights: the diffusers folder that ``fallback="pytorch"`` loads, such as
+            ``artifacts/weights``; its hashes must be those that the release was made from.
 
     Raises:
         IntegrityError: a file or an engine is missing or altered, or engines of different models
@@ -75,6 +89,11 @@ def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any
 
     diffusers: Any = importlib.import_module("diffusers")  # untyped
     folder = Path(folder)
+    if (folder / RELEASE).is_file():
+        chosen = choose(folder, device, fallback)
+        if chosen is None:
+            return _load_torch_pipeline(folder, weights, device)
+        folder = chosen
     rest = folder / PIPELINE
     packed = manifests.read(rest, Pipeline)
     family = family_of(rest)
@@ -95,6 +114,41 @@ def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any
         getattr(diffusers, family.class_name), family.denoiser.folder, family.around_loop
     )
     return cls(**modules, **family.options(model.index))
+
+
+def _load_torch_pipeline(
+    release: Path, weights: str | PathLike[str] | None, device: str | None
+) -> Any:
+    """Return the diffusers pipeline of the weights that a release was made from."""
+    import torch
+
+    if weights is None:
+        raise ConfigError(
+            'fallback="pytorch" needs the weights, which a release does not have',
+            expected="weights=…, a diffusers folder such as artifacts/weights",
+            found="none",
+            fix='copy them there with their manifests, or take fallback="generic"',
+        )
+    diffusers: Any = importlib.import_module("diffusers")
+    folder = Path(weights)
+    rest = next(path.parent for path in sorted(release.glob(f"*/{PIPELINE}/{MANIFEST}")))
+    for name, expected in manifests.read(rest, Pipeline).weights.items():
+        if (found := manifests.read(folder / name, Weights).digest) != expected:
+            raise IntegrityError(
+                f"{folder / name} has other weights than {release} was made from",
+                expected=f"digest {expected[:12]}",
+                found=f"digest {found[:12]}",
+                fix="copy the weights that it was made from, with their manifests",
+            )
+    family = family_of(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = getattr(diffusers, family.class_name).from_pretrained(
+        folder,
+        dtype=torch.float32 if where == "cpu" else torch.float16,
+        **family.options(index),
+    )
+    return pipeline.to(where)
 
 
 def check_complete(folder: Path, components: tuple[str, ...]) -> None:

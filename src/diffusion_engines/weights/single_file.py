@@ -51,7 +51,7 @@ def fill_from_file(checkpoint: Path, architecture: Path, destination: Path) -> N
             str(checkpoint),
             config=str(destination),
             local_files_only=True,
-            torch_dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
+            dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
             **family.options({}),
         )
     except (SingleFileComponentError, OSError, ValueError, KeyError, RuntimeError) as error:
