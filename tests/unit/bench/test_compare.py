@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from diffusion_engines import manifests
 from diffusion_engines.bench import compare
 from diffusion_engines.bench.breakdown import PHASES
 from diffusion_engines.bench.memory import PeakMemory
 from diffusion_engines.bench.results import read_benchmark, write_benchmark
 from diffusion_engines.config import Baseline, Benchmark
 from diffusion_engines.errors import ConfigError, HardwareError
+from diffusion_engines.files import MANIFEST, write_json
 from diffusion_engines.layout import Workspace
 from diffusion_engines.runtime.assemble import torch_networks
 from tests.conftest import IMAGE
@@ -44,6 +46,7 @@ def test_engines_and_pytorch_are_timed_alternately_and_written_down(
 ) -> None:
     workspace = Workspace(tmp_path)
     shutil.copytree(tiny_weights, workspace.weights)
+    write_json(workspace.bundle("cpu", "unet") / MANIFEST, {"files": {}})
     order: list[str] = []
 
     def noting(name: str, weights: Path) -> Any:
@@ -84,6 +87,7 @@ def test_engines_and_pytorch_are_timed_alternately_and_written_down(
     options = {"torch_precision": "fp32", "workspace": workspace}
     assert made == [(("cpu", {"unet": "fp32"}, "cpu"), options)]
     assert read_benchmark(folder) == result
+    assert result.bundles == {"unet": manifests.digest(workspace.bundle("cpu", "unet"))}
     # In order, also when read again: speedups are over the first.
     assert result.runners == ("pytorch", "compiled", "engines")
     assert [result.labels[name] for name in result.runners] == [
