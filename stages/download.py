@@ -20,9 +20,10 @@ from diffusion_engines.progress import step
 from diffusion_engines.runtime.networks import read_config
 from diffusion_engines.stage import stage
 from diffusion_engines.weights import sources
-from diffusion_engines.weights.check import check_parameters, count_parameters, weight_files
+from diffusion_engines.weights.check import check_parameters, count_parameters
 from diffusion_engines.weights.fuse import fuse_loras
 from diffusion_engines.weights.lora import Lora, read_lora
+from diffusion_engines.weights.model import check_model
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ def main(cfg: Config) -> None:
     loras = read_loras(model)  # what is wrong with them is said before gigabytes are fetched
     with new_folder(workspace.weights) as folder:
         fill(model, folder)
+        sources.check_scale_factor(folder, cfg.vae_scale_factor)
         fused = fuse(loras, folder)
-        sources.check_architecture(folder, cfg.vae_scale_factor)
         family = family_of(folder)
         origin = manifests.Weights(
             model=model.name,
@@ -87,16 +88,19 @@ def fill(model: config.Model, folder: Path) -> None:
         if not (model.repo and model.revision):
             raise ConfigError("model.repo and model.revision are needed for the hub (conf/model/)")
         with step(f"download {model.repo}"):
-            wanted = family_of(Path(model.folder)).wanted
-            sources.copy_from_hub(model.repo, model.revision, wanted, folder)
+            family = family_of(Path(model.folder))
+            # What is wrong with the small files is said before gigabytes are fetched.
+            sources.copy_from_hub(model.repo, model.revision, family.wanted_first, folder)
+            origin = f"{model.repo} at {model.revision}"
+            check_model(folder, name=origin, weights=False)
+            sources.copy_from_hub(model.repo, model.revision, family.wanted, folder)
+        check_model(folder, name=origin)
     elif model.source == "local":
-        for component in family_of(Path(model.folder)).components.values():
-            list(
-                weight_files(Path(model.folder) / component.folder)
-            )  # fails before the copy starts
+        check_model(Path(model.folder), name=model.folder)  # before the copy starts
         with step(f"copy {model.folder}"):
             sources.copy_from_folder(Path(model.folder), folder)
     else:
+        check_model(Path(model.folder), name=model.folder, weights=False)
         with step(f"random weights of {model.name}, seed {model.seed}"):
             sources.fill_with_random_weights(
                 Path(model.folder), folder, seed=model.seed, dtype=model.dtype

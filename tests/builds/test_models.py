@@ -37,7 +37,7 @@ from diffusion_engines.runtime.denoising import denoise
 from diffusion_engines.runtime.networks import example_inputs
 from diffusion_engines.runtime.recording import record_reference
 from diffusion_engines.serve import pipelines
-from diffusion_engines.weights.sources import check_architecture
+from diffusion_engines.weights.model import check_model
 from tests.conftest import ROOT, graph_of, load, write_bundles
 from tests.manifests import built_manifest, graph_manifest
 from tests.models import MODELS, section, small_image, write_reduced_weights
@@ -265,7 +265,7 @@ def test_configs_with_nothing_but_what_has_no_default_make_the_same_pictures(
     vae = json.loads((weights / "vae/config.json").read_text())
     assert "scaling_factor" not in vae
     assert "time_cond_proj_dim" not in json.loads((weights / "unet/config.json").read_text())
-    check_architecture(weights, model.image.vae_scale_factor)
+    check_model(weights, name=name)
     own = own_pipeline(model, "euler")
     expected = paint(own, model, "blurry")
     assert expected.std() > 0.01
