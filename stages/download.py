@@ -22,11 +22,12 @@ from diffusion_engines.progress import step
 from diffusion_engines.runtime.networks import read_config
 from diffusion_engines.stage import stage
 from diffusion_engines.weights import sources
-from diffusion_engines.weights.check import check_parameters, count_parameters, weight_files
+from diffusion_engines.weights.check import check_parameters, count_parameters
 from diffusion_engines.weights.clip_skip import leave_out_last_layers
 from diffusion_engines.weights.embeddings import Embedding, add_embeddings, read_embedding
 from diffusion_engines.weights.fuse import fuse_loras
 from diffusion_engines.weights.lora import Lora, read_lora
+from diffusion_engines.weights.model import check_model
 from diffusion_engines.weights.single_file import fill_from_file
 
 
@@ -44,8 +45,8 @@ def main(cfg: Config) -> None:
     loras, embeddings = read_loras(model), read_embeddings(model)
     with new_folder(workspace.weights) as folder:
         fill(model, folder)
+        sources.check_scale_factor(folder, cfg.vae_scale_factor)
         fused = fuse(loras, folder)
-        sources.check_architecture(folder, cfg.vae_scale_factor)
         family = family_of(folder)
         networks = {component.folder for component in family.components.values()}
         parameters = {name: count(name, folder) for name in sorted(networks)}
@@ -133,19 +134,24 @@ def fill(model: config.Model, folder: Path) -> None:
         if not (model.repo and model.revision):
             raise ConfigError("model.repo and model.revision are needed for the hub (conf/model/)")
         with step(f"download {model.repo}"):
-            wanted = family_of(Path(model.folder)).wanted
-            sources.copy_from_hub(model.repo, model.revision, wanted, folder)
+            family = family_of(Path(model.folder))
+            # What is wrong with the small files is said before gigabytes are fetched.
+            sources.copy_from_hub(model.repo, model.revision, family.wanted_first, folder)
+            origin = f"{model.repo} at {model.revision}"
+            check_model(folder, name=origin, weights=False)
+            sources.copy_from_hub(model.repo, model.revision, family.wanted, folder)
+        check_model(folder, name=origin)
     elif model.source == "local":
-        for component in family_of(Path(model.folder)).components.values():
-            list(
-                weight_files(Path(model.folder) / component.folder)
-            )  # fails before the copy starts
+        check_model(Path(model.folder), name=model.folder)  # before the copy starts
         with step(f"copy {model.folder}"):
             sources.copy_from_folder(Path(model.folder), folder)
     elif model.source == "file":
+        check_model(Path(model.folder), name=model.folder, weights=False)
         with step(f"read {model.checkpoint}"):
             fill_from_file(Path(model.checkpoint), Path(model.folder), folder)
+        check_model(folder, name=model.checkpoint)
     else:
+        check_model(Path(model.folder), name=model.folder, weights=False)
         with step(f"random weights of {model.name}, seed {model.seed}"):
             sources.fill_with_random_weights(
                 Path(model.folder), folder, seed=model.seed, dtype=model.dtype

@@ -23,6 +23,17 @@ MODELS = ("sd15", "sd21", "sdxl", "sdxl-turbo")
 # Channels per group, per attention head of a UNet, and per attention head of a text encoder.
 _GROUPS, _UNET_HEAD, _TEXT_HEAD = 8, 8, 4
 _LAYERS = 3
+# Models that differ in the VAE alone: TAESD, and the normalized latents of Playground 2.5.
+TINY_VAE = {
+    "_class_name": "AutoencoderTiny",
+    "encoder_block_out_channels": [_GROUPS] * 4,
+    "decoder_block_out_channels": [_GROUPS] * 4,
+}
+NORMALIZING_VAE = {
+    "latents_mean": [-1.6574, 1.886, -1.383, 2.5155],
+    "latents_std": [8.4927, 5.9022, 6.5498, 5.2299],
+    "scaling_factor": 0.5,
+}
 
 
 def section(model: str, name: str) -> dict[str, Any]:
@@ -107,13 +118,29 @@ def leave_out_defaults(folder: Path) -> None:
         _write(folder / component.folder, kept)
 
 
-def write_reduced_weights(model: str, folder: Path, *, sparse: bool = False) -> Path:
+def change_vae(folder: Path, changes: dict[str, Any]) -> None:
+    """Change the VAE's config in a diffusers folder of JSONs; with a class, it is another VAE."""
+    if "_class_name" not in changes:
+        _write(folder / "vae", _read(folder / "vae") | changes)
+        return
+    _write(folder / "vae", changes)
+    index = folder / "model_index.json"
+    vae = ["diffusers", changes["_class_name"]]
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"vae": vae}))
+
+
+def write_reduced_weights(
+    model: str, folder: Path, *, sparse: bool = False, vae: dict[str, Any] | None = None
+) -> Path:
     """Write random weights of a model at reduced width, with manifests as `download` does.
 
     Its configs have the keys of the published ones; ``sparse``: those that have no default.
+    ``vae``: as of :func:`change_vae`.
     """
     architecture, weights = folder / "architecture", folder / "weights"
     reduce_architecture(ROOT / section(model, "model")["folder"], architecture)
+    if vae is not None:
+        change_vae(architecture, vae)
     if sparse:
         leave_out_defaults(architecture)
     weights.mkdir()

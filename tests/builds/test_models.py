@@ -37,10 +37,17 @@ from diffusion_engines.runtime.denoising import denoise
 from diffusion_engines.runtime.networks import example_inputs
 from diffusion_engines.runtime.recording import record_reference
 from diffusion_engines.serve import pipelines
-from diffusion_engines.weights.sources import check_architecture
+from diffusion_engines.weights.model import check_model
 from tests.conftest import ROOT, graph_of, load, write_bundles
 from tests.manifests import built_manifest, graph_manifest
-from tests.models import MODELS, section, small_image, write_reduced_weights
+from tests.models import (
+    MODELS,
+    NORMALIZING_VAE,
+    TINY_VAE,
+    section,
+    small_image,
+    write_reduced_weights,
+)
 from tests.tiers import long_but
 
 PROMPT = "A big banana leaf with lemons in front of it"
@@ -49,7 +56,8 @@ ADA = TensorRTRTXTarget("tensorrt_rtx", ["8.9"], TensorRTRTXBuild(None, "none", 
 # Networks that differ between the models, in the precision that GPUs get; the one with the most
 # inputs also in fp32, which would show an error of the conversion alone.
 GRAPHS = [
-    *(("sd15", component, "fp16") for component in stable_diffusion.FAMILY.components),
+    *(("sd15", component, "fp16") for component in ("text_encoder", "unet")),
+    ("sd15-taesd", "vae_decoder", "fp16"),
     *(("sd21", component, "fp16") for component in ("text_encoder", "unet")),
     *(("sdxl", component, "fp16") for component in stable_diffusion_xl.FAMILY.components),
     ("sdxl", "unet", "fp32"),
@@ -78,12 +86,14 @@ class Reduced:
 
 @pytest.fixture(scope="module")
 def reduced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reduced]:
-    return {
-        name: Reduced(
-            name, write_reduced_weights(name, tmp_path_factory.mktemp(name)), small_image(name)
-        )
-        for name in MODELS
-    }
+    vaes = {"sd15-taesd": TINY_VAE, "sdxl-playground": NORMALIZING_VAE}
+    found = {}
+    for name in (*MODELS, *vaes):
+        model = name if name in MODELS else name.split("-")[0]
+        folder = tmp_path_factory.mktemp(name)
+        weights = write_reduced_weights(model, folder, vae=vaes.get(name))
+        found[name] = Reduced(name, weights, small_image(model))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -171,10 +181,10 @@ def paint(pipeline: Any, model: Reduced, negative: str | None) -> torch.Tensor:
 
 # v-prediction is the scheduler's matter, so SD 2.1 has every one; the others have their own.
 RUNS = [
-    ("sd15", "pndm", ""),
+    ("sd15-taesd", "pndm", ""),
     *(("sd21", scheduler, "blurry") for scheduler in stable_diffusion.FAMILY.schedulers),
     ("sdxl", "euler", None),  # zeros for the negative prompt
-    ("sdxl", "dpmpp_2m", "blurry"),
+    ("sdxl-playground", "dpmpp_2m", "blurry"),
     ("sdxl-turbo", "euler_ancestral", None),
     ("sdxl-turbo", "lcm", None),
 ]
@@ -265,7 +275,7 @@ def test_configs_with_nothing_but_what_has_no_default_make_the_same_pictures(
     vae = json.loads((weights / "vae/config.json").read_text())
     assert "scaling_factor" not in vae
     assert "time_cond_proj_dim" not in json.loads((weights / "unet/config.json").read_text())
-    check_architecture(weights, model.image.vae_scale_factor)
+    check_model(weights, name=name)
     own = own_pipeline(model, "euler")
     expected = paint(own, model, "blurry")
     assert expected.std() > 0.01

@@ -81,10 +81,6 @@ def _denoise(
     return networks["transformer"](rows, timestep.reshape(1).float(), *conditions)
 
 
-def _check(configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Nothing can be wrong with a toy."""
-
-
 FAMILY = Family(
     class_name="DiTPipeline",
     components=by_name(TRANSFORMER, parts.VAE_DECODER),
@@ -92,7 +88,6 @@ FAMILY = Family(
     encode=_encode,
     denoise=_denoise,
     decode=parts.decode,
-    check=_check,
     latent_channels=parts.latent_channels,
     pixels_per_latent=parts.pixels_per_latent,
     schedulers=parts.SCHEDULERS,

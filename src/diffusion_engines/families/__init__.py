@@ -53,7 +53,7 @@ FAMILIES: Mapping[str, Family] = find_families()
 
 
 def family_of(folder: Path) -> Family:
-    """Return the family of a diffusers folder, by the class that its ``model_index.json`` names.
+    """Return the family of a diffusers folder, by the classes that its ``model_index.json`` names.
 
     Raises:
         WeightsError: there is no such file, or it names no class.
@@ -61,7 +61,8 @@ def family_of(folder: Path) -> Family:
     """
     path = folder / "model_index.json"
     try:
-        name = json.loads(path.read_text())["_class_name"]
+        index = json.loads(path.read_text())
+        name = index["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{folder} is no diffusers model folder",
@@ -69,14 +70,15 @@ def family_of(folder: Path) -> Family:
             found=f"{type(error).__name__}: {error}",
             fix="correct model.folder in conf/model/",
         ) from error
-    if name not in FAMILIES:
+    # Of a pipeline whose code comes with its model, the class is a list.
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ConfigError(
             f"{folder} is of a model whose pipeline no engines are built for",
             expected=" or ".join(FAMILIES),
             found=str(name),
             fix="choose another model (conf/model/)",
         )
-    return FAMILIES[name]
+    return FAMILIES[name].as_in(index)
 
 
 def role_of(component: str) -> Role | None:

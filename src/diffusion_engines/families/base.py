@@ -7,7 +7,7 @@ Imports neither torch nor diffusers: DVC reads families whenever it composes ``c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion_engines.errors import ConfigError
@@ -74,6 +74,51 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Only:
+    """A key of a config that is taken with some values and refused with any other.
+
+    Attributes:
+        values: that are taken, as JSON has them.
+        why: no other is, for a message: the rest of a sentence.
+    """
+
+    values: tuple[Any, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What becomes of every key of a config; no key has two places.
+
+    A key that is in none of them is one that the library's class does not know: it is ignored
+    here, as the library does. The tests compare the rest with the parameters of the class.
+
+    Attributes:
+        honoured: what is computed follows any value: the class does, or the family.
+        only: refused but for some values.
+        idle: nothing that engines compute depends on them.
+    """
+
+    honoured: frozenset[str]
+    only: Mapping[str, Only]
+    idle: frozenset[str]
+
+
+# Of the networks of a model by component, with the defaults of their classes.
+Configs = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Two values that a model's networks have to agree on, and what each is, for a message."""
+
+    one: str
+    value: Callable[[Configs], Any]
+    other: str
+    expected: Callable[[Configs], Any]
+
+
+@dataclass(frozen=True)
 class Component:
     """A component: its weights, how it is called, its inputs and outputs.
 
@@ -90,6 +135,9 @@ class Component:
             several.
         adapter: ``module:class`` of what stands for the network in a diffusers pipeline.
         prepare: drops of the loaded network what is not called, so that no export carries it.
+        keys: of its config; None: whatever its class takes.
+        derived: the keys that its class adds to its config, from the rest of it.
+        variants: what may take its place: the same component as another class.
     """
 
     name: str
@@ -103,6 +151,9 @@ class Component:
     call: Callable[..., Any]
     adapter: str
     prepare: Callable[[Any], None] | None = None
+    keys: Keys | None = None
+    derived: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    variants: tuple[Component, ...] = ()
 
     def inputs(
         self, config: Mapping[str, Any], image: Image, dynamic: Dynamic
@@ -195,6 +246,9 @@ class Family:
         class_name: as in ``model_index.json``.
         components: by name, in the order in which they run.
         tokenizers: the folder of the tokenizer of each encoder that has one, by the encoder's name.
+        tokenizer_files: by the classes that a tokenizer may be of, the files that it needs: one of
+            several sets.
+        tokens: how long the encoders' inputs are.
         encode: ``encode(networks, model, prompts, negative_prompt, size, device)`` returns what
             the denoiser is conditioned on, a row per image. Where the negative prompt is not None,
             the unconditional rows come first, and as many conditional ones after them. ``size`` is
@@ -203,12 +257,12 @@ class Family:
             for latents (rows, channels, h, w) at a timestep of the scheduler, a 0-d tensor.
         decode: ``decode(networks, model, latents)`` returns images (batch, 3, height, width), fp32
             in [0, 1], of latents; NaN stays NaN, so that what overflows is seen.
-        check: ``check(configs)`` raises ConfigError where a model's networks take what the family's
-            engines have no input for; ``configs`` as of :class:`Model`.
+        fits: what the networks of a model have to agree on.
         latent_channels: of the latents, from the configs.
         pixels_per_latent: along an edge, from the configs.
         schedulers: by their names in ``conf/``.
         options: of the diffusers pipeline besides its modules, from ``model_index.json``.
+        keys: of ``model_index.json`` besides components, tokenizers and scheduler; None: any.
         lora: None: there are none that can be read.
         skips: the folders of the text encoders whose last layers can be left out (``clip_skip``),
             as nothing but the state after them is used.
@@ -223,11 +277,14 @@ class Family:
     encode: Callable[[Networks, Model, Sequence[str], str | None, tuple[int, int], str], Conditions]
     denoise: Callable[[Networks, Any, Any, Conditions], Any]
     decode: Callable[[Networks, Model, Any], Any]
-    check: Callable[[Mapping[str, Mapping[str, Any]]], None]
-    latent_channels: Callable[[Mapping[str, Mapping[str, Any]]], int]
-    pixels_per_latent: Callable[[Mapping[str, Mapping[str, Any]]], int]
+    latent_channels: Callable[[Configs], int]
+    pixels_per_latent: Callable[[Configs], int]
     schedulers: Mapping[str, Scheduler]
     options: Callable[[Mapping[str, Any]], dict[str, Any]]
+    tokenizer_files: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    tokens: int = 0
+    fits: tuple[Fit, ...] = ()
+    keys: Keys | None = None
     lora: LoraFormat | None = None
     skips: tuple[str, ...] = ()
     around_loop: frozenset[str] = frozenset()
@@ -246,13 +303,33 @@ class Family:
         as ``*.fp16.safetensors`` are left out.
         """
         components = self.components.values()
+        weights = (pattern for component in components for pattern in component.weight_patterns)
+        return (*self.wanted_first, *weights)
+
+    @property
+    def wanted_first(self) -> tuple[str, ...]:
+        """Patterns of the small ones among these files, which say what the others have to be."""
         return (
             "model_index.json",
             "scheduler/scheduler_config.json",
             *(f"{folder}/*" for folder in self.tokenizers.values()),
-            *(f"{component.folder}/config.json" for component in components),
-            *(pattern for component in components for pattern in component.weight_patterns),
+            *(f"{component.folder}/config.json" for component in self.components.values()),
         )
+
+    def as_in(self, index: Mapping[str, Any]) -> Family:
+        """Return the family with the variants of components that a ``model_index.json`` names."""
+        chosen = {
+            name: next(
+                (
+                    variant
+                    for variant in component.variants
+                    if index.get(component.folder) == [variant.library, variant.class_name]
+                ),
+                component,
+            )
+            for name, component in self.components.items()
+        }
+        return self if chosen == self.components else replace(self, components=chosen)
 
     def with_role(self, role: Role) -> tuple[Component, ...]:
         """Return the components of a role, in the order in which they run."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffusion_engines.errors import ConfigError
 from diffusion_engines.families import parts
 from diffusion_engines.families.base import (
     Component,
     Family,
     Input,
+    Keys,
     Model,
     Networks,
+    Only,
     Shape,
     by_name,
 )
@@ -55,6 +56,78 @@ UNET_INPUTS = (
     Input("timestep", "float32"),
     Input("text embeddings"),
 )
+_TEXT_ALONE = "engines of this family have no input for what it asks for"
+# Of UNet2DConditionModel.
+UNET_KEYS = Keys(
+    honoured=frozenset(
+        {
+            "in_channels",
+            "out_channels",
+            "center_input_sample",
+            "flip_sin_to_cos",
+            "freq_shift",
+            "down_block_types",
+            "mid_block_type",
+            "up_block_types",
+            "only_cross_attention",
+            "block_out_channels",
+            "layers_per_block",
+            "downsample_padding",
+            "mid_block_scale_factor",
+            "act_fn",
+            "norm_num_groups",
+            "norm_eps",
+            "cross_attention_dim",
+            "transformer_layers_per_block",
+            "reverse_transformer_layers_per_block",
+            "attention_head_dim",
+            "dual_cross_attention",
+            "use_linear_projection",
+            "upcast_attention",
+            "resnet_time_scale_shift",
+            "resnet_skip_time_act",
+            "resnet_out_scale_factor",
+            "time_embedding_type",
+            "time_embedding_dim",
+            "time_embedding_act_fn",
+            "timestep_post_act",
+            "conv_in_kernel",
+            "conv_out_kernel",
+            "mid_block_only_cross_attention",
+            "cross_attention_norm",
+        }
+    ),
+    only={
+        "addition_embed_type": Only((None,), _TEXT_ALONE),
+        "class_embed_type": Only((None,), _TEXT_ALONE),
+        "num_class_embeds": Only((None,), _TEXT_ALONE),
+        "class_embeddings_concat": Only((False,), _TEXT_ALONE),
+        "encoder_hid_dim": Only((None,), _TEXT_ALONE),
+        "encoder_hid_dim_type": Only((None,), _TEXT_ALONE),
+        # https://arxiv.org/abs/2310.04378: guidance as an embedding beside the timestep
+        "time_cond_proj_dim": Only(
+            (None,),
+            "engines have no input for the guidance scale of a distilled latent consistency\n"
+            "model: take the LoRA of that name with the model that it was made from, and the "
+            "scheduler lcm",
+        ),
+        # https://arxiv.org/abs/2301.07093: boxes with texts
+        "attention_type": Only(("default",), _TEXT_ALONE),
+        # https://github.com/huggingface/diffusers/issues/2011: it is named attention_head_dim
+        "num_attention_heads": Only((None,), "diffusers takes it from no config"),
+        "quantization_config": Only((None,), "weights are taken as floating point alone"),
+    },
+    idle=frozenset(
+        {
+            "sample_size",  # of training; image.height and image.width say what is built
+            "dropout",
+            # Of added conditions, which there are none of.
+            "addition_time_embed_dim",
+            "projection_class_embeddings_input_dim",
+            "addition_embed_type_num_heads",
+        }
+    ),
+)
 UNET = Component(
     "unet",
     "denoiser",
@@ -66,6 +139,7 @@ UNET = Component(
     shapes=unet_shapes,
     call=_noise,
     adapter="diffusion_engines.serve.adapters:UNet",
+    keys=UNET_KEYS,
 )
 
 
@@ -95,44 +169,12 @@ def denoise(
     return networks["unet"](rows, timestep.reshape(1).float(), *conditions)
 
 
-def check_unet(config: Mapping[str, Any], class_name: str, addition_embed_type: str | None) -> None:
-    """Check that a UNet takes the conditions that engines of its family have inputs for.
-
-    Raises:
-        ConfigError: it takes others.
-    """
-    expected = {
-        # https://arxiv.org/abs/2310.04378: guidance as an embedding beside the timestep
-        "time_cond_proj_dim": None,
-        "addition_embed_type": addition_embed_type,
-        "class_embed_type": None,
-        "encoder_hid_dim_type": None,
-        "in_channels": config["out_channels"],
-    }
-    if wrong := [key for key, value in expected.items() if config[key] != value]:
-        raise ConfigError(
-            f"the UNet takes conditions that engines of a {class_name} have no input for",
-            expected=", ".join(f"{key} {expected[key]}" for key in wrong),
-            found=", ".join(f"{key} {config[key]}" for key in wrong),
-            fix="engines are for text to image: inpainting, depth and the like have other UNets;\n"
-            "of a distilled latent consistency model (time_cond_proj_dim), take the LoRA of that\n"
-            "name with the model that it was made from, and the scheduler lcm",
-        )
-
-
-_CLASS = "StableDiffusionPipeline"
-
-
-def _check(configs: Mapping[str, Mapping[str, Any]]) -> None:
-    check_unet(configs["unet"], _CLASS, addition_embed_type=None)
-
-
 def _options(index: Mapping[str, Any]) -> dict[str, Any]:
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
 FAMILY = Family(
-    class_name=_CLASS,
+    class_name="StableDiffusionPipeline",
     components=by_name(
         parts.clip_encoder(
             "text_encoder",
@@ -148,11 +190,26 @@ FAMILY = Family(
     encode=_encode,
     denoise=denoise,
     decode=parts.decode,
-    check=_check,
     latent_channels=parts.latent_channels,
     pixels_per_latent=parts.pixels_per_latent,
     schedulers=parts.SCHEDULERS,
     options=_options,
+    tokenizer_files=parts.CLIP_TOKENIZERS,
+    tokens=parts.TOKENS,
+    fits=parts.FITS,
+    keys=Keys(
+        honoured=frozenset(),
+        only={},
+        idle=frozenset(
+            {
+                # A classifier that blacks out pictures, and what it needs: left out.
+                "safety_checker",
+                "feature_extractor",
+                "requires_safety_checker",
+                "image_encoder",  # of IP-Adapter, which engines have no input for
+            }
+        ),
+    ),
     lora=parts.unet_loras("text_encoder"),
     skips=("text_encoder",),
     around_loop=parts.AROUND_LOOP,

@@ -7,11 +7,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from diffusion_engines.families import parts
-from diffusion_engines.families.base import Family, Input, Model, Networks, Shape, by_name
+from diffusion_engines.families.base import (
+    Configs,
+    Family,
+    Fit,
+    Input,
+    Keys,
+    Model,
+    Networks,
+    Only,
+    Shape,
+    by_name,
+)
 from diffusion_engines.families.stable_diffusion import (
     UNET,
     UNET_INPUTS,
-    check_unet,
+    UNET_KEYS,
     denoise,
     unet_shapes,
 )
@@ -92,11 +103,23 @@ def _encode(
     return (*conditions, sizes.expand(len(conditions[0]), SIZES).contiguous())
 
 
-_CLASS = "StableDiffusionXLPipeline"
+_ADDED = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+_UNET_KEYS = Keys(
+    honoured=UNET_KEYS.honoured | {*_ADDED},
+    only={
+        **UNET_KEYS.only,
+        "addition_embed_type": Only(
+            ("text_time",), "engines of this family give it a pooled text and the sizes"
+        ),
+    },
+    idle=UNET_KEYS.idle - {*_ADDED},
+)
 
 
-def _check(configs: Mapping[str, Mapping[str, Any]]) -> None:
-    check_unet(configs["unet"], _CLASS, addition_embed_type="text_time")
+def _added_features(configs: Configs) -> int:
+    """Return the features of the added conditions: the pooled embedding and the sinusoids."""
+    sinusoids = int(configs["unet"]["addition_time_embed_dim"])
+    return int(configs["text_encoder_2"]["projection_dim"]) + SIZES * sinusoids
 
 
 def _options(index: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +145,7 @@ _AROUND_LOOP = {
 _ADAPTER = "diffusion_engines.serve.adapters:PenultimateTextEncoder"
 
 FAMILY = Family(
-    class_name=_CLASS,
+    class_name="StableDiffusionXLPipeline",
     components=by_name(
         parts.clip_encoder(
             "text_encoder", "CLIPTextModel", _penultimate, ("hidden state",), _ADAPTER
@@ -144,18 +167,41 @@ FAMILY = Family(
             ),
             shapes=_unet_shapes,
             call=_noise,
+            keys=_UNET_KEYS,
         ),
-        parts.VAE_DECODER,
+        parts.NORMALIZING_VAE_DECODER,
     ),
     tokenizers={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
     encode=_encode,
     denoise=denoise,
     decode=parts.decode,
-    check=_check,
     latent_channels=parts.latent_channels,
     pixels_per_latent=parts.pixels_per_latent,
     schedulers=parts.SCHEDULERS,
     options=_options,
+    tokenizer_files=parts.CLIP_TOKENIZERS,
+    tokens=parts.TOKENS,
+    fits=(
+        *parts.FITS,
+        Fit(
+            "projection_class_embeddings_input_dim of the UNet",
+            lambda configs: configs["unet"]["projection_class_embeddings_input_dim"],
+            f"projection_dim of text_encoder_2 and {SIZES} times its addition_time_embed_dim",
+            _added_features,
+        ),
+    ),
+    keys=Keys(
+        honoured=frozenset({"force_zeros_for_empty_prompt"}),
+        only={},
+        idle=frozenset(
+            {
+                "add_watermarker",  # an invisible one; no picture made here has it
+                # Of IP-Adapter, which engines have no input for.
+                "image_encoder",
+                "feature_extractor",
+            }
+        ),
+    ),
     lora=parts.unet_loras("text_encoder", "text_encoder_2"),
     around_loop=parts.AROUND_LOOP | _AROUND_LOOP,
 )

@@ -26,7 +26,7 @@ from diffusion_engines.programs.reading import (
 from diffusion_engines.runtime.networks import (
     NetworkModule,
     example_inputs,
-    network_class,
+    network_from_config,
     precision_dtype,
     read_config,
 )
@@ -92,15 +92,11 @@ def _without_weights(component: Component, network: Path, precision: str) -> Net
     from accelerate import init_empty_weights
 
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
-    cls, config = network_class(component), read_config(component, network)
+    config = read_config(component, network)
     dtype = precision_dtype(precision)
     # On the device "meta" initializing costs nothing; what a network computes has to be real.
     with init_empty_weights(include_buffers=False):
-        made = (
-            cls.from_config(config)
-            if component.library == "diffusers"
-            else cls(cls.config_class.from_dict(config))
-        )
+        made = network_from_config(component, config)
     module = NetworkModule(component, made).eval()
     for part in module.modules():
         for name, value in [*part.named_parameters(recurse=False)]:

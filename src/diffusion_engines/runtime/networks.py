@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from diffusion_engines.errors import WeightsError
 from diffusion_engines.families.base import Component, Dtype, TensorSpec
 from diffusion_engines.precisions import PRECISIONS
+
+_GET_AGAIN = "get the model again, or correct the file: docs/models.md says what is taken"
 
 
 class NetworkModule(nn.Module):
@@ -35,6 +39,18 @@ def network_class(component: Component) -> Any:
     return getattr(importlib.import_module(component.library), component.class_name)
 
 
+def network_from_config(component: Component, config: Mapping[str, Any]) -> Any:
+    """Return a component's network with the weights that PyTorch's initialization gives it.
+
+    On the device and in the dtype that are PyTorch's defaults at the time: under
+    ``torch.device("meta")``, it costs nothing and has names and shapes alone.
+    """
+    cls = network_class(component)
+    if component.library == "transformers":
+        return cls(cls.config_class.from_dict(dict(config)))
+    return cls.from_config(dict(config))
+
+
 def read_config(component: Component, folder: Path) -> dict[str, Any]:
     """Return the ``config.json`` of a network as its library reads it.
 
@@ -44,18 +60,51 @@ def read_config(component: Component, folder: Path) -> dict[str, Any]:
     Args:
         component: whose class has the defaults.
         folder: with the file, e.g. ``artifacts/weights/unet``.
+
+    Raises:
+        WeightsError: the file is missing, or is no JSON object, or the class cannot read it.
     """
-    published = json.loads((folder / "config.json").read_text())
+    published = read_object(folder / "config.json")
     cls = network_class(component)
-    if component.library == "transformers":
-        return cls.config_class.from_dict(published).to_dict()
-    known, _, rest = cls.extract_init_dict(published)
+    try:
+        if component.library == "transformers":
+            config: dict[str, Any] = cls.config_class.from_dict(dict(published)).to_dict()
+            return config
+        known, _, rest = cls.extract_init_dict(published)
+    except Exception as error:  # of whichever kind the library's checks of types are
+        raise WeightsError(
+            f"{folder / 'config.json'} is no config of a {component.class_name}",
+            found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            fix=_GET_AGAIN,
+        ) from error
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(cls.__init__).parameters.items()
         if parameter.default is not inspect.Parameter.empty
     }
-    return {**defaults, **rest, **known}
+    config = {**defaults, **rest, **known}
+    return config if component.derived is None else {**config, **component.derived(config)}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return what a JSON file of a model holds.
+
+    Raises:
+        WeightsError: the file is missing, or is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} is missing", fix=_GET_AGAIN) from error
+    except (OSError, ValueError) as error:  # no UTF-8 is a ValueError, too
+        raise WeightsError(
+            f"{path} is not JSON", found=f"{type(error).__name__}: {error}", fix=_GET_AGAIN
+        ) from error
+    if not isinstance(content, dict):
+        raise WeightsError(
+            f"{path} is no config", expected="an object", found=type(content).__name__
+        )
+    return content
 
 
 def load_network(

@@ -16,6 +16,7 @@ import torch
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.families import family_of
 from diffusion_engines.families.base import Family, Model, Network
+from diffusion_engines.families.noise_schedules import changed_by
 from diffusion_engines.files import read_json
 from diffusion_engines.progress import progress
 from diffusion_engines.runtime.denoising import (
@@ -130,7 +131,8 @@ def make_scheduler(family: Family, name: str, config: Mapping[str, Any]) -> Any:
     (``timestep_spacing``) come from the model's config, too.
 
     Raises:
-        ConfigError: the family has no such scheduler.
+        ConfigError: the family has no such scheduler, or it would pass over what the model's config
+            says of the training.
     """
     import diffusers
 
@@ -142,6 +144,16 @@ def make_scheduler(family: Family, name: str, config: Mapping[str, Any]) -> Any:
             fix="choose one of these (conf/reference/, conf/benchmark/, conf/generate/)",
         )
     scheduler = family.schedulers[name]
+    if changed := changed_by(scheduler, config):
+        able = [
+            other for other, value in family.schedulers.items() if not changed_by(value, config)
+        ]
+        raise ConfigError(
+            f"scheduler: {name} would not keep to the noise schedule of the model",
+            expected=", ".join(f"{key} {wanted}" for key, (wanted, _) in changed.items()),
+            found=", ".join(f"{key} {found}" for key, (_, found) in changed.items()),
+            fix=f"choose {' or '.join(able)} (conf/reference/, conf/benchmark/, conf/generate/)",
+        )
     return getattr(diffusers, scheduler.class_name).from_config(config, **scheduler.options)
 
 

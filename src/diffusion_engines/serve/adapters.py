@@ -118,6 +118,28 @@ class _PenultimateAlone(tuple[torch.Tensor]):
         return super().__getitem__(0)
 
 
+class _NoLastHiddenState(torch.Tensor):
+    """What stands for the last hidden state where an engine does not give it.
+
+    StableDiffusionXLPipeline asks for its number of dimensions, by which it knows it from a pooled
+    embedding, and for nothing else; whatever else would use it is refused.
+    """
+
+    ndim = 3
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        raise ConfigError(
+            "the text encoder's engine returns the penultimate hidden state alone",
+            expected="hidden_states[-2]",
+            found="[0], the last one",
+            fix="take hidden_states[-2], which is what the UNet is given; for the last one,\n"
+            "load the text encoder in PyTorch",
+        )
+
+
 @dataclass(frozen=True)
 class EncodedText:
     """What StableDiffusionXLPipeline reads of a text encoder: ``[0]`` and ``hidden_states[-2]``."""
@@ -132,7 +154,8 @@ class EncodedText:
 class PenultimateTextEncoder(EngineModule):
     """A text encoder of SDXL: token ids (batch, 77) to the penultimate hidden state.
 
-    The second one also gives the pooled embedding, which the pipeline looks for at ``[0]``.
+    The second one also gives the pooled embedding, which the pipeline looks for at ``[0]``. There
+    the first one has its last hidden state, which no engine gives: it is refused.
     """
 
     def __init__(self, engine: CheckedEngine, config: Mapping[str, Any]) -> None:
@@ -153,7 +176,8 @@ class PenultimateTextEncoder(EngineModule):
         """
         _refuse(self.engine, attention_mask=attention_mask, **unused)
         hidden, *pooled = (value.float() for value in outputs_of(self.engine(input_ids)))
-        return EncodedText(pooled[0] if pooled else hidden, _PenultimateAlone((hidden,)))
+        first = pooled[0] if pooled else torch.empty(0).as_subclass(_NoLastHiddenState)
+        return EncodedText(first, _PenultimateAlone((hidden,)))
 
 
 class UNet(EngineModule):

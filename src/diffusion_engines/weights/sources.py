@@ -119,38 +119,33 @@ def fill_with_random_weights(
     """
     import torch
 
-    from diffusion_engines.runtime.networks import network_class, precision_dtype
+    from diffusion_engines.runtime.networks import network_from_config, precision_dtype
 
     copy_from_folder(architecture, destination)
     default_dtype = torch.get_default_dtype()
     for component in family_of(destination).components.values():
         folder = destination / component.folder
         published = (folder / "config.json").read_text()
-        config = json.loads(published)
-        cls = network_class(component)
         torch.set_default_dtype(precision_dtype(dtype))  # never holds a second, wider copy
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                if component.library == "transformers":
-                    network = cls(cls.config_class.from_dict(config))
-                else:
-                    network = cls.from_config(config)
+                network = network_from_config(component, json.loads(published))
         finally:
             torch.set_default_dtype(default_dtype)
         network.save_pretrained(folder, safe_serialization=True, max_shard_size="5GB")
         (folder / "config.json").write_text(published)
 
 
-def check_architecture(folder: Path, vae_scale_factor: int) -> None:
-    """Check that engines of a model's family have an input for all that its networks take.
+def check_scale_factor(folder: Path, vae_scale_factor: int) -> None:
+    """Check that sizes in pixels become sizes of latents as the model has it.
 
     Args:
-        folder: of a diffusers model.
-        vae_scale_factor: ``image.vae_scale_factor``, which must be the model's.
+        folder: of a diffusers model, as of :func:`~diffusion_engines.weights.model.check_model`.
+        vae_scale_factor: ``image.vae_scale_factor``.
 
     Raises:
-        ConfigError: a network takes something else, or the factor differs.
+        ConfigError: it is not the model's.
     """
     from diffusion_engines.runtime.networks import read_config
 
@@ -159,7 +154,6 @@ def check_architecture(folder: Path, vae_scale_factor: int) -> None:
         name: read_config(component, folder / component.folder)
         for name, component in family.components.items()
     }
-    family.check(configs)
     if (found := family.pixels_per_latent(configs)) != (expected := vae_scale_factor):
         raise ConfigError(
             "image.vae_scale_factor does not fit the model's VAE (conf/model/)",

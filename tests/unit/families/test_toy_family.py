@@ -69,7 +69,6 @@ FAMILY = Family(
     encode=encode,
     denoise=denoise,
     decode=lambda networks, model, latents: networks["pixels"](latents).clamp(0, 1),
-    check=lambda configs: None,
     latent_channels=lambda configs: int(configs["transformer"]["channels"]),
     pixels_per_latent=lambda configs: 4,
     schedulers={"flow": Scheduler("FlowMatchEulerDiscreteScheduler", {})},

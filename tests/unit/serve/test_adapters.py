@@ -10,8 +10,9 @@ import torch
 
 from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
 from diffusion_engines.errors import ConfigError, HardwareError
+from diffusion_engines.families.stable_diffusion_xl import FAMILY as SDXL
 from diffusion_engines.runtime.shapes import CheckedEngine
-from diffusion_engines.serve.adapters import UNet
+from diffusion_engines.serve.adapters import PenultimateTextEncoder, UNet
 from tests.conftest import COMPONENTS, IMAGE, STATIC
 from tests.manifests import engine_manifest, graph_manifest
 
@@ -91,3 +92,35 @@ def test_a_gpu_engine_is_where_it_is() -> None:
             unet.to(device)
     with pytest.raises(HardwareError, match="cannot change its precision"):
         unet.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_text_encoder_of_sdxl_gives_no_state_for_another(pooled: bool) -> None:
+    class Encodes(torch.nn.Module):
+        def forward(self, ids: torch.Tensor) -> Any:
+            hidden = torch.ones(*ids.shape, 8)
+            return (hidden, torch.zeros(len(ids), 5)) if pooled else hidden
+
+    name = "text_encoder_2" if pooled else "text_encoder"
+    inputs = SDXL.component(name).inputs({}, IMAGE, STATIC)
+    target = OnnxRuntimeTarget("onnxruntime", "cpu", OnnxRuntimeBuild("all", tf32=False))
+    graph = graph_manifest(name, "fp32", inputs)
+    manifest = engine_manifest(f"cpu-{name}", graph, settings=asdict(target))
+    found = PenultimateTextEncoder(CheckedEngine(Encodes(), manifest), {})(
+        torch.zeros(1, 77, dtype=torch.int64)
+    )
+    assert found.hidden_states[-2].shape == (1, 77, 8)
+    if pooled:
+        assert found[0].shape == (1, 5)
+        return
+    # By this the pipeline knows that it is no pooled embedding; it is the last hidden state.
+    assert found[0].ndim == 3
+    for use in (
+        lambda: found[0].shape,
+        lambda: found[0] + 1,
+        lambda: found[0][0],
+        lambda: torch.cat([found[0]]),
+        lambda: torch.zeros_like(found[0]),
+    ):
+        with pytest.raises(ConfigError, match="penultimate hidden state alone"):
+            use()

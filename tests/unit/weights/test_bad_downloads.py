@@ -85,6 +85,10 @@ def test_a_hub_that_fails_ends_with_a_remedy(
         ('{"weight_map": {"conv_in.weight"', "JSONDecodeError"),
         ("{}", "'weight_map'"),
         ("[]", "TypeError"),
+        ('{"weight_map": [1]}', "AttributeError"),
+        ('{"weight_map": {"conv_in.weight": 1}}', "TypeError"),
+        ('{"weight_map": {"conv_in.weight": "/etc/passwd"}}', "a shard called '/etc/passwd'"),
+        ('{"weight_map": {"conv_in.weight": "../vae/x-1-of-1.safetensors"}}', "called '../vae/"),
     ],
 )
 def test_a_damaged_index_of_shards_is_refused(tmp_path: Path, content: str, expected: str) -> None:
