@@ -24,6 +24,7 @@ from typing import Any
 
 from diffusion_engines.arguments import hydra_arguments
 from diffusion_engines.config import SECTIONS
+from diffusion_engines.dvc_cache import refuse_links
 from diffusion_engines.errors import ConfigError, DiffusionEnginesError, HardwareError
 from diffusion_engines.failures import (
     Failure,
@@ -37,6 +38,7 @@ from diffusion_engines.params import config_from_mapping, selector, slices, trac
 from diffusion_engines.processes import death_with_parent
 from diffusion_engines.progress import LOG
 from diffusion_engines.runs import started_by_dvc
+from diffusion_engines.yaml_files import PARAMS, read_mapping
 
 # The environment variable that names the folder in which a stage leaves why it failed.
 FAILURES = "DIFFUSION_ENGINES_FAILURES"
@@ -56,7 +58,7 @@ def stage(main: Callable[[Any], None]) -> Callable[[], None]:
     def run() -> None:
         import hydra
         from hydra.core.config_store import ConfigStore
-        from omegaconf import DictConfig, OmegaConf
+        from omegaconf import DictConfig
 
         atexit.register(_skip_last_collection)
         script = Path(sys.argv[0]).resolve()
@@ -64,8 +66,10 @@ def stage(main: Callable[[Any], None]) -> Callable[[], None]:
         under_dvc = "DVC_STAGE" in os.environ
         if under_dvc:
             _end_with_dvc()
-        if not Path("params.yaml").is_file():
-            sys.exit("params.yaml does not exist\n  fix:      compose it with `make params`")
+        try:
+            params = read_mapping(PARAMS)
+        except ConfigError as error:
+            sys.exit(str(error))
         description = sys.modules[main.__module__].__doc__ or ""
         ConfigStore.instance().store(
             group="hydra/help", name="stage", node=_help_node(script, description)
@@ -73,7 +77,6 @@ def stage(main: Callable[[Any], None]) -> Callable[[], None]:
         sys.argv[1:] = _arguments(sys.argv[1:], main, script.stem)
         sys.argv[1:1] = _HYDRA_OVERRIDES  # before options such as `--cfg job`
 
-        params = OmegaConf.load("params.yaml")
         recorded = _plain(params) if under_dvc else None
 
         def run_with_config(config: DictConfig) -> None:
@@ -117,6 +120,8 @@ def _run(
     if failures:
         write_failure(Path(failures), blank)  # what stays if this process is killed
     try:
+        if recorded is not None:
+            refuse_links(Path())
         cfg, key = config_from_mapping(config_class, config)
         main(cfg)
         if LOG.steps:
@@ -164,11 +169,9 @@ def _check_unchanged(
     Raises:
         ConfigError: a value changed.
     """
-    from omegaconf import OmegaConf
-
     picked = selector(config_class)
     chosen = {picked[0]: config[picked[0]]} if picked else {}
-    now = _plain(OmegaConf.load("params.yaml"))
+    now = _plain(read_mapping(PARAMS))
     before = slices(config_class, recorded | chosen)
     try:
         after = slices(config_class, now | chosen)
