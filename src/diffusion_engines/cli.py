@@ -42,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     add("experiments", _experiments, "DVC's experiments: what differs, and the metrics")
     check = add("check-bundle", _check_bundle, "say whether bundles can be loaded on this machine")
     check.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a bundle")
+    verify = add("verify", _verify, "hash DVC's cache again, and mend what is damaged")
+    verify.add_argument("--all", action="store_true", help="not only what dvc.lock names")
+    verify.add_argument("--remote", action="store_true", help="also upload what the remote lacks")
     add("merge-lock", _merge_lock, "resolve git's conflict in dvc.lock, stage by stage")
     return parser
 
@@ -80,6 +83,14 @@ def _check_bundle(options: argparse.Namespace) -> None:
     for folder in options.folders:
         manifest = check_bundle(folder)
         print(f"{folder}: {manifest.name} ({manifest.builder}) can be loaded here")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from diffusion_engines.verify import print_report, verify_cache
+
+    report = verify_cache(Path.cwd(), everything=options.all, remote=options.remote)
+    print_report(report)
+    sys.exit(bool(report.left or report.remote))
 
 
 def _merge_lock(options: argparse.Namespace) -> None:
