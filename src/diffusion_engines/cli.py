@@ -7,16 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_engines.errors import DiffusionEnginesError
+from diffusion_engines.ends import one_line_at_the_end
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand; a failure that a person can mend ends with its message and status 1."""
-    options = _parser().parse_args(arguments)
-    try:
+    with one_line_at_the_end("diffusion-engines"):
+        options = _parser().parse_args(arguments)
         options.run(options)
-    except DiffusionEnginesError as error:
-        sys.exit(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
