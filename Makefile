@@ -65,6 +65,10 @@ lint: env ## ruff and mypy
 	@ruff format --check src stages hydra_plugins tests tools models
 	@mypy
 
+.PHONY: verify
+verify: env ## hash DVC's cache again, and mend what is damaged; ARGS="--all --remote"
+	@diffusion-engines verify $(ARGS)
+
 .PHONY: experiments
 experiments: env ## the table of experiments: their metrics, and the parameters that differ
 	@diffusion-engines experiments

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffusion_engines.backends import backend
 from diffusion_engines.config import ENGINES
-from diffusion_engines.errors import ConfigError, WeightsError
+from diffusion_engines.errors import ConfigError, IntegrityError, WeightsError
 from diffusion_engines.families import family_of
-from diffusion_engines.families.base import Family
+from diffusion_engines.families.base import SCHEDULER_CONFIG, Family
+from diffusion_engines.files import read_json
 from diffusion_engines.onnx.patches import PATCHES
 from diffusion_engines.precisions import PRECISIONS
 
@@ -51,7 +53,8 @@ def check_params(params: dict[str, Any], root: Path) -> None:
             *_benchmark(params),
             *_generate(params),
             *_guidance(params),
-            *_schedulers(params, family),
+            *_schedulers(params, family, root / model.folder),
+            *_folders(params, root),
         ]
     if problems:
         raise ConfigError(
@@ -284,11 +287,35 @@ def _guidance(params: dict[str, Any]) -> list[str]:
     ]
 
 
-def _schedulers(params: dict[str, Any], family: Family) -> list[str]:
+def _schedulers(params: dict[str, Any], family: Family, folder: Path) -> Iterator[str]:
     known = ", ".join(family.schedulers)
-    return [
-        f"{section}.scheduler: a {family.class_name} has {known}, found "
-        f"{params[section].scheduler} (conf/{section}/)"
-        for section in ("reference", "benchmark", "generate")
-        if params[section].scheduler not in family.schedulers
-    ]
+    try:
+        config = read_json(folder / SCHEDULER_CONFIG)
+    except IntegrityError as error:
+        yield f"model.folder: {error.problem} (conf/model/)"
+        return
+    for section in ("reference", "benchmark", "generate"):
+        name, steps = params[section].scheduler, params[section].steps
+        if name not in family.schedulers:
+            yield (
+                f"{section}.scheduler: a {family.class_name} has {known}, found {name} "
+                f"(conf/{section}/)"
+            )
+        elif problem := family.schedulers[name].problem(steps, config):
+            yield f"{section}.steps: {name}: {problem}, found {steps} (conf/{section}/)"
+
+
+def _folders(params: dict[str, Any], root: Path) -> Iterator[str]:
+    """DVC would miss them in words that do not name the key."""
+    model = params["model"]
+    if model.source == "file" and not (root / model.checkpoint).is_file():
+        yield f"model.checkpoint: no such file, found {model.checkpoint} (conf/model/)"
+    for key, folder, group in (
+        ("model.lora_folder", params["model"].lora_folder, "lora"),
+        ("validate.scorers", params["validate"].scorers, "validate"),
+    ):
+        if not (root / folder).is_dir():
+            yield (
+                f"{key}: no such folder, found {folder}; an empty one will do: `mkdir -p "
+                f"{shlex.quote(folder)}` (conf/{group}/)"
+            )

@@ -7,16 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_engines.errors import DiffusionEnginesError
+from diffusion_engines.ends import one_line_at_the_end
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand; a failure that a person can mend ends with its message and status 1."""
-    options = _parser().parse_args(arguments)
-    try:
+    with one_line_at_the_end("diffusion-engines"):
+        options = _parser().parse_args(arguments)
         options.run(options)
-    except DiffusionEnginesError as error:
-        sys.exit(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("folder", nargs="?", type=Path, default=Path("release"), help="release/")
     profiles = add("profiles", _profiles, "say which engines of a release this machine takes")
     profiles.add_argument("folder", nargs="?", type=Path, default=Path("release"), help="release/")
+    verify = add("verify", _verify, "hash DVC's cache again, and mend what is damaged")
+    verify.add_argument("--all", action="store_true", help="not only what dvc.lock names")
+    verify.add_argument("--remote", action="store_true", help="also upload what the remote lacks")
     add("merge-lock", _merge_lock, "resolve git's conflict in dvc.lock, stage by stage")
     return parser
 
@@ -107,6 +108,14 @@ def _profiles(options: argparse.Namespace) -> None:
     from diffusion_engines.release.listing import print_profiles
 
     print_profiles(options.folder)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from diffusion_engines.verify import print_report, verify_cache
+
+    report = verify_cache(Path.cwd(), everything=options.all, remote=options.remote)
+    print_report(report)
+    sys.exit(bool(report.left or report.remote))
 
 
 def _merge_lock(options: argparse.Namespace) -> None:

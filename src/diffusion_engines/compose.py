@@ -12,8 +12,7 @@ import yaml
 
 from diffusion_engines.config import params_from_config
 from diffusion_engines.errors import ConfigError
-
-PARAMS = Path("params.yaml")
+from diffusion_engines.yaml_files import PARAMS, check_folder
 
 
 def compose_params(overrides: list[str], root: Path) -> bool:
@@ -22,13 +21,14 @@ def compose_params(overrides: list[str], root: Path) -> bool:
     To be called in :func:`runs.composition`, where a run could read ``params.yaml``.
 
     Raises:
-        ConfigError: Hydra cannot compose, or the result has unknown keys or wrong types; then
-            ``params.yaml`` stays as it was.
+        ConfigError: a file is not YAML, Hydra cannot compose, or the result has unknown keys or
+            wrong types; then ``params.yaml`` stays as it was.
     """
     from dvc.utils.hydra import compose_and_dump
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    check_folder(root / "conf")
     composed = root / ".params.partial.yaml"
     try:
         compose_and_dump(composed, str(root / "conf"), None, "config", str(root), overrides)

@@ -56,6 +56,9 @@ ExportedPrecision = Annotated[str, AfterValidator(_exported_precision)]
 SchedulerName = Annotated[str, AfterValidator(_known_scheduler)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+# Of one image; those after it in a batch have the next numbers, and PyTorch ends at 2^64.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+GuidanceScale = Annotated[float, Field(ge=1.0, allow_inf_nan=False)]
 PixelSize = Annotated[int, Field(gt=0, multiple_of=8)]
 # How far something may be from the reference; NaN or infinity would let everything pass.
 Tolerance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -90,7 +93,7 @@ class Model:
     checkpoint: str
     repo: str | None
     revision: str | None
-    seed: int  # of synthetic weights
+    seed: Seed  # of synthetic weights
     dtype: Literal["fp32", "fp16"]  # in which synthetic weights are stored
     # layers at the end of the text encoder that are left out, as of diffusers' argument
     clip_skip: NonNegativeInt
@@ -120,8 +123,8 @@ class Reference:
     negative_prompt: str
     scheduler: SchedulerName
     steps: PositiveInt
-    guidance_scale: Annotated[float, Field(ge=1.0)]
-    seed: int
+    guidance_scale: GuidanceScale
+    seed: Seed
     frames: PositiveInt  # intermediate images of the first prompt, for the animation
 
 
@@ -327,8 +330,8 @@ class Benchmark:
     prompt: str
     scheduler: SchedulerName
     steps: PositiveInt
-    guidance_scale: Annotated[float, Field(ge=1.0)]
-    seed: int
+    guidance_scale: GuidanceScale
+    seed: Seed
     warmup: NonNegativeInt
     repeats: PositiveInt
     # what engines are timed beside, by name; speedups are over the first
@@ -344,8 +347,8 @@ class Generate:
     negative_prompt: str
     scheduler: SchedulerName
     steps: PositiveInt
-    guidance_scale: Annotated[float, Field(ge=1.0)]
-    seed: NonNegativeInt  # of the first image; the next one has the next number
+    guidance_scale: GuidanceScale
+    seed: Seed  # of the first image; the next one has the next number
     height: PixelSize | None  # null: those of the section image
     width: PixelSize | None
     frames: NonNegativeInt  # of the animation of each image
@@ -426,6 +429,8 @@ def values_from_config(
             problems.extend(
                 _describe(section, path, detail) for detail in error.errors(include_url=False)
             )
+        except (TypeError, RecursionError) as error:  # of json: a key of bytes
+            problems.append(f"{key}: {error} ({_conf_file(section, path)})")
     if problems:
         raise ConfigError(
             f"{len(problems)} problem(s) in the configuration:\n  - " + "\n  - ".join(problems),
@@ -444,7 +449,7 @@ def params_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: as :func:`sections_from_config`, or a section is unknown.
     """
-    unknown = sorted(set(config) - set(SECTIONS))
+    unknown = sorted(str(name) for name in set(config) - set(SECTIONS))
     if unknown:
         raise ConfigError(
             f"unknown section(s) in params.yaml: {', '.join(unknown)}",

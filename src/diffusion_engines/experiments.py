@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from diffusion_engines.yaml_files import PARAMS, read_mapping
 
 _DVC = ("Experiment", "rev", "typ", "Created", "parent", "State", "Executor")
 
@@ -23,7 +24,7 @@ def print_experiments(root: Path) -> None:
     """Print the experiments that come from the current commit."""
     from dvc.api import exp_show
 
-    sections = set(yaml.safe_load((root / "params.yaml").read_text()))
+    sections = set(read_mapping(root / PARAMS))
     table = experiments_table(exp_show(str(root)), sections)
     Console(width=None if sys.stdout.isatty() else 500).print(table)
 

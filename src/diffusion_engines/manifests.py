@@ -395,9 +395,9 @@ def read(
             than a ``kind``; a key is missing or wrong; a file is missing, truncated or altered.
     """
     remedy = (
-        f"remove the damaged copy and make it again: `rm -rf {folder}`, then `dvc repro`.\n"
-        "If it comes back damaged, the DVC cache holds the damage: add `--force` to that\n"
-        "`dvc repro`, or pull a good copy from a remote. On a server: copy the folder again."
+        f"remove the damaged copy, then any damage in DVC's cache, and make it again:\n"
+        f"`rm -rf {folder}`, `diffusion-engines verify`, `dvc repro`.\n"
+        "On a server: copy the folder again."
     )
     found = read_json(folder / MANIFEST)
     if not (isinstance(found, dict) and isinstance(found.get("files"), dict)):

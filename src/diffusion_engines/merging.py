@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion_engines.ends import foreign_clone
 from diffusion_engines.errors import IntegrityError
 
 LOCK = "dvc.lock"
@@ -48,6 +49,7 @@ def merge_lock(root: Path) -> list[str]:
 
     Raises:
         IntegrityError: git has no conflict in dvc.lock.
+        HardwareError: the repository belongs to somebody else.
     """
     from dvc.utils.serialize import dump_yaml
 
@@ -74,6 +76,8 @@ def _side(root: Path, number: int) -> dict[str, Any] | None:
         ["git", "show", f":{number}:{LOCK}"], cwd=root, capture_output=True, check=False
     )
     if done.returncode:
+        if foreign := foreign_clone(done.stderr.decode(errors="replace"), root):
+            raise foreign
         return None
     # DVC's YAML is 1.2: to PyYAML, its 1e-05 is a text.
     return typing.cast(dict[str, Any], parse_yaml(done.stdout.decode(), f"{number}:{LOCK}"))

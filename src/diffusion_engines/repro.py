@@ -14,11 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from diffusion_engines.compose import compose_params
+from diffusion_engines.dvc_cache import refuse_links
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.failures import Failure, read_failures
 from diffusion_engines.files import read_json
@@ -27,6 +27,7 @@ from diffusion_engines.machines import MEASURE
 from diffusion_engines.processes import death_with_parent
 from diffusion_engines.runs import composition, only_run
 from diffusion_engines.stage import FAILURES
+from diffusion_engines.yaml_files import PARAMS, read_mapping
 
 _FAILURES = Path(".dvc/tmp/failures")
 # Whose results belong to a machine, and the check that comes before.
@@ -66,7 +67,7 @@ def measure(root: Path, targets: Sequence[str]) -> None:
         ConfigError: a target is not measured.
         SystemExit: something is left undone, or a signal ended it.
     """
-    measured = yaml.safe_load((root / "params.yaml").read_text())["measured"]
+    measured = read_mapping(root / PARAMS).get("measured") or {}
     if unknown := [target for target in targets if target not in measured]:
         raise ConfigError(
             f"{', '.join(unknown)} cannot be measured",
@@ -80,6 +81,7 @@ def measure(root: Path, targets: Sequence[str]) -> None:
 
 
 def _run_and_tell(root: Path, lock: int, stages: Sequence[str], env: Mapping[str, str]) -> None:
+    refuse_links(root)
     started = time.perf_counter()
     try:
         status, failures = _run_dvc(root, lock, stages, env)

@@ -9,11 +9,8 @@ Hydra's command line works on every stage: overrides, ``--help``, ``--cfg job``.
 from __future__ import annotations
 
 import atexit
-import errno
 import gc
 import os
-import shutil
-import signal
 import sys
 import traceback
 import typing
@@ -24,7 +21,9 @@ from typing import Any
 
 from diffusion_engines.arguments import hydra_arguments
 from diffusion_engines.config import SECTIONS
-from diffusion_engines.errors import ConfigError, DiffusionEnginesError, HardwareError
+from diffusion_engines.dvc_cache import refuse_links
+from diffusion_engines.ends import error_with_remedy, one_line_at_the_end
+from diffusion_engines.errors import ConfigError, DiffusionEnginesError
 from diffusion_engines.failures import (
     Failure,
     failure_from_exception,
@@ -37,6 +36,7 @@ from diffusion_engines.params import config_from_mapping, selector, slices, trac
 from diffusion_engines.processes import death_with_parent
 from diffusion_engines.progress import LOG
 from diffusion_engines.runs import started_by_dvc
+from diffusion_engines.yaml_files import PARAMS, read_mapping
 
 # The environment variable that names the folder in which a stage leaves why it failed.
 FAILURES = "DIFFUSION_ENGINES_FAILURES"
@@ -54,40 +54,43 @@ def stage(main: Callable[[Any], None]) -> Callable[[], None]:
     """Make a script of ``main``, whose one argument is annotated with the stage's ``Config``."""
 
     def run() -> None:
-        import hydra
-        from hydra.core.config_store import ConfigStore
-        from omegaconf import DictConfig, OmegaConf
-
         atexit.register(_skip_last_collection)
         script = Path(sys.argv[0]).resolve()
         os.chdir(script.parent.parent)
         under_dvc = "DVC_STAGE" in os.environ
         if under_dvc:
             _end_with_dvc()
-        if not Path("params.yaml").is_file():
-            sys.exit("params.yaml does not exist\n  fix:      compose it with `make params`")
-        description = sys.modules[main.__module__].__doc__ or ""
-        ConfigStore.instance().store(
-            group="hydra/help", name="stage", node=_help_node(script, description)
-        )
-        sys.argv[1:] = _arguments(sys.argv[1:], main, script.stem)
-        sys.argv[1:1] = _HYDRA_OVERRIDES  # before options such as `--cfg job`
-
-        params = OmegaConf.load("params.yaml")
-        recorded = _plain(params) if under_dvc else None
-
-        def run_with_config(config: DictConfig) -> None:
-            _run(main, script.stem, _plain(config), recorded)
-
-        # As a node, and with a search path that has no folders: every folder would be a config
-        # group. Beside params.yaml there are .venv and artifacts, which `--help` would list for a
-        # minute and a half; a folder here of a selector's name would be what it selects from.
-        ConfigStore.instance().store(name="params", node=params)
-        hydra.main(version_base="1.3", config_path=str(script.parent), config_name="params")(
-            run_with_config
-        )()
+        with one_line_at_the_end(script.stem):
+            _run_script(main, script, under_dvc)
 
     return run
+
+
+def _run_script(main: Callable[[Any], None], script: Path, under_dvc: bool) -> None:
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import DictConfig
+
+    params = read_mapping(PARAMS)
+    description = sys.modules[main.__module__].__doc__ or ""
+    ConfigStore.instance().store(
+        group="hydra/help", name="stage", node=_help_node(script, description)
+    )
+    sys.argv[1:] = _arguments(sys.argv[1:], main, script.stem)
+    sys.argv[1:1] = _HYDRA_OVERRIDES  # before options such as `--cfg job`
+
+    recorded = _plain(params) if under_dvc else None
+
+    def run_with_config(config: DictConfig) -> None:
+        _run(main, script.stem, _plain(config), recorded)
+
+    # As a node, and with a search path that has no folders: every folder would be a config
+    # group. Beside params.yaml there are .venv and artifacts, which `--help` would list for a
+    # minute and a half; a folder here of a selector's name would be what it selects from.
+    ConfigStore.instance().store(name="params", node=params)
+    hydra.main(version_base="1.3", config_path=str(script.parent), config_name="params")(
+        run_with_config
+    )()
 
 
 def _arguments(arguments: list[str], main: Callable[[Any], None], name: str) -> list[str]:
@@ -116,26 +119,29 @@ def _run(
     blank = Failure(os.environ.get("DVC_STAGE", name), _target_in(config))
     if failures:
         write_failure(Path(failures), blank)  # what stays if this process is killed
-    try:
-        cfg, key = config_from_mapping(config_class, config)
-        main(cfg)
-        if LOG.steps:
-            write_json(Workspace().log(name, key or None) / "resources.json", LOG.steps)
-        if recorded is not None:
-            _check_unchanged(config_class, recorded, config)
-    except KeyboardInterrupt:
-        print(f"\n{name} interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    except Exception as error:
-        known = _error_with_remedy(error)
-        if failures:
-            write_failure(Path(failures), failure_from_exception(blank, known or error))
-        if known is None:
+    with one_line_at_the_end(name):
+        try:
+            if recorded is not None:
+                refuse_links(Path())
+            cfg, key = config_from_mapping(config_class, config)
+            main(cfg)
+            if LOG.steps:
+                write_json(Workspace().log(name, key or None) / "resources.json", LOG.steps)
+            if recorded is not None:
+                _check_unchanged(config_class, recorded, config)
+            sys.stdout.flush()
+        except BrokenPipeError:
             raise
-        if not isinstance(error, (DiffusionEnginesError, OSError, MemoryError)):
-            traceback.print_exc()  # of a library whose text we read a cause in
-        # Who collects failures says the rest at the end, once.
-        sys.exit(f"\n{name} failed: {known.problem if failures else known}")
+        except Exception as error:
+            known = error_with_remedy(error)
+            if failures:
+                write_failure(Path(failures), failure_from_exception(blank, known or error))
+            if known is None:
+                raise
+            if not isinstance(error, (DiffusionEnginesError, OSError, MemoryError, Warning)):
+                traceback.print_exc()  # of a library whose text we read a cause in
+            # Who collects failures says the rest at the end, once.
+            sys.exit(f"\n{name} failed: {known.problem if failures else known}")
     if failures:
         remove_failure(Path(failures), blank)
 
@@ -164,11 +170,9 @@ def _check_unchanged(
     Raises:
         ConfigError: a value changed.
     """
-    from omegaconf import OmegaConf
-
     picked = selector(config_class)
     chosen = {picked[0]: config[picked[0]]} if picked else {}
-    now = _plain(OmegaConf.load("params.yaml"))
+    now = _plain(read_mapping(PARAMS))
     before = slices(config_class, recorded | chosen)
     try:
         after = slices(config_class, now | chosen)
@@ -239,38 +243,3 @@ def _plain(config: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     return typing.cast(dict[str, Any], OmegaConf.to_container(config))
-
-
-def _error_with_remedy(error: Exception) -> DiffusionEnginesError | None:
-    """Return the error itself if it says what to do, or what it comes from and we know better."""
-    if isinstance(error, DiffusionEnginesError):
-        return error
-    if space := _caused_by_full_disk(error):
-        return _no_space(space)
-    if isinstance(error, MemoryError):
-        return HardwareError(
-            "out of memory",
-            fix="close other programs, or run this stage on a machine with more memory",
-        )
-    return None
-
-
-def _caused_by_full_disk(error: BaseException | None) -> OSError | None:
-    """Find ENOSPC in an exception chain, or in the text of a native library's exception."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return error
-        if "No space left on device" in str(error):
-            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _no_space(error: OSError) -> HardwareError:
-    free = shutil.disk_usage(".").free
-    return HardwareError(
-        f"no space left on the disk{f' for {error.filename}' if error.filename else ''}",
-        found=f"{free / 1e9:.2f} GB free in {Path.cwd()}",
-        fix="free some space (`dvc gc --workspace` drops what no longer belongs to this\n"
-        "workspace), or move the cache to another disk: `dvc cache dir --local PATH`",
-    )

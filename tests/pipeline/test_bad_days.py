@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -84,17 +85,35 @@ def test_a_missed_gate_writes_the_metrics_and_fails(clone: Clone) -> None:
     assert (clone.path / "artifacts/validation/cpu/image-00.png").is_file()
 
 
-def test_a_corrupt_graph_is_caught_by_its_hash(clone: Clone) -> None:
-    path = clone.path / "artifacts/onnx/unet-fp16/model.onnx.data"
-    data = bytearray(path.read_bytes())
-    data[1000] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(data)
+def test_a_corrupt_graph_is_caught_by_its_hash_and_the_printed_remedy_cures_it(
+    clone: Clone,
+) -> None:
+    folder = clone.path / "artifacts/onnx/unet-fp16"
+    graph = folder / "model.onnx.data"
+    oid = hashlib.md5(graph.read_bytes()).hexdigest()
+    in_cache = clone.path / ".dvc/cache/files/md5" / oid[:2] / oid[2:]
+    for path in (graph, in_cache):  # as where it was checked out from a damaged cache
+        data = bytearray(path.read_bytes())
+        data[1000] ^= 1
+        path.chmod(0o644)
+        path.write_bytes(data)
+        path.chmod(0o444)
     done = clone.run(sys.executable, "stages/build.py", "+engine=rtx-unet", check=False)
     assert done.status == 1
     assert "model.onnx.data is damaged" in done.output
     assert "Traceback" not in done.output
     assert (clone.path / "artifacts/engines/rtx/unet/engine.plan").is_file()
+
+    remedy = "`rm -rf artifacts/onnx/unet-fp16`, `diffusion-engines verify`, `dvc repro`"
+    assert remedy in done.output
+    shutil.rmtree(folder)
+    verified = clone.run("diffusion-engines", "verify", check=False)
+    assert verified.status == 1
+    assert f"model.onnx.data: damaged ({oid}); no good copy was found" in verified.output
+    assert "`make repro` makes the rest again: simplify@unet-fp16" in verified.output
+    assert "simplify@unet-fp16" in clone.repro("build@rtx-unet").ran
+    assert hashlib.md5(graph.read_bytes()).hexdigest() == oid
+    assert clone.run("diffusion-engines", "verify").status == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

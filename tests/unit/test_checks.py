@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from diffusion_engines import checks
 from diffusion_engines.checks import check_params
 from diffusion_engines.config import params_from_config
 from diffusion_engines.errors import ConfigError
+from diffusion_engines.families.base import SCHEDULER_CONFIG
 from diffusion_engines.families.stable_diffusion import FAMILY
+from diffusion_engines.files import read_json
+from diffusion_engines.runtime.sampling import make_scheduler
 from tests.composition import ROOT, composed, derived
 from tests.tiers import long_but
 
@@ -23,6 +27,14 @@ from tests.tiers import long_but
 @pytest.fixture
 def params() -> dict[str, Any]:
     return composed()
+
+
+def change(params: dict[str, Any], key: str, value: object) -> None:
+    *folders, name = key.split(".")
+    for folder in folders:
+        params = params[folder]
+    assert name in params
+    params[name] = value
 
 
 def check(params: dict[str, Any]) -> None:
@@ -200,10 +212,13 @@ def test_a_lora_must_be_one_that_dvc_watches_and_that_changes_something(
     assert "(conf/lora/)" in found
 
 
-def test_a_checkpoint_in_one_file_is_safetensors(params: dict[str, Any]) -> None:
-    params["model"] |= {"source": "file", "checkpoint": "/models/photo.safetensors"}
+def test_a_checkpoint_in_one_file_is_safetensors(params: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "photo.safetensors"
+    params["model"] |= {"source": "file", "checkpoint": str(path)}
+    assert f"model.checkpoint: no such file, found {path}" in problems(params)
+    path.touch()
     check(params)
-    params["model"]["checkpoint"] = "/models/photo.ckpt"
+    params["model"]["checkpoint"] = str(path.with_suffix(".ckpt"))
     assert "needs the path of a .safetensors file" in problems(params)
 
 
@@ -395,3 +410,56 @@ def test_what_a_gpu_can_do_is_allowed(change: Callable[[dict[str, Any]], None]) 
     params = composed("fleet=article")
     change(params)
     check(derived(params))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("reference.seed", -1, "reference.seed: "),
+        ("reference.seed", 2**63, "reference.seed: "),
+        ("benchmark.seed", -1, "benchmark.seed: "),
+        ("model.seed", 2**64, "model.seed: "),
+        ("generate.seed", 2**63, "generate.seed: "),
+        ("generate.guidance_scale", float("inf"), "generate.guidance_scale: "),
+        ("model.lora_folder", "no where", "`mkdir -p 'no where'` (conf/lora/)"),
+        ("validate.scorers", "nowhere", "validate.scorers: no such folder, found nowhere"),
+    ],
+)
+def test_a_value_that_nothing_could_be_made_with_is_refused(
+    params: dict[str, Any], key: str, value: object, expected: str
+) -> None:
+    change(params, key, value)
+    assert expected in problems(params)
+
+
+# Of the default model, whose config skips no Runge-Kutta steps and has 1000 steps of training.
+@pytest.mark.parametrize(
+    ("scheduler", "first", "last"),
+    [("pndm", 4, 999), ("lcm", 1, 50), ("ddim", 1, 999), ("euler", 1, 999)],
+)
+def test_steps_that_a_scheduler_does_not_take_are_refused(
+    params: dict[str, Any], scheduler: str, first: int, last: int
+) -> None:
+    change(params, "generate.scheduler", scheduler)
+    for steps in (first, last):
+        change(params, "generate.steps", steps)
+        check(params)
+        scheduled(scheduler, steps)
+    for steps in {first - 1, last + 1} - {0}:
+        change(params, "generate.steps", steps)
+        found = problems(params)
+        assert f"generate.steps: {scheduler}: " in found
+        assert f"takes {first} to {last} with this model, found {steps}" in found
+        if scheduler != "euler":  # which goes between the steps of the training
+            with pytest.raises((ValueError, IndexError)):
+                scheduled(scheduler, steps)
+
+
+def scheduled(name: str, steps: int) -> None:
+    """Run diffusers' scheduler of the default model over so many steps."""
+    config = read_json(ROOT / "models/lemon" / SCHEDULER_CONFIG)
+    scheduler = make_scheduler(FAMILY, name, config)
+    scheduler.set_timesteps(steps)
+    sample = torch.zeros(1, 1, 1, 1)
+    for timestep in scheduler.timesteps[:20]:
+        sample = scheduler.step(sample, timestep, sample).prev_sample

@@ -221,6 +221,13 @@ def test_a_wrong_override_leaves_params_as_they_were(tmp_path: Path) -> None:
     assert not (tmp_path / ".params.partial.yaml").exists()
 
 
+def test_a_broken_file_of_conf_is_named_before_anything_is_composed(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (tmp_path / "conf/export/dynamo.yaml").write_text("# Mine.\nopset: 18\nopset: 20\n")
+    with pytest.raises(ConfigError, match=r"conf/export/dynamo\.yaml: line 3: found duplicate key"):
+        compose_params([], tmp_path)
+
+
 def test_the_digest_sees_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("x: 1\n")
     first = conf_digest(tmp_path)

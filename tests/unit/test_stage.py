@@ -232,6 +232,22 @@ def test_an_override_by_hand_is_no_change(folder: Path) -> None:
     _run(main, "export", given, params())
 
 
+@pytest.mark.parametrize("link", ["symlink", "hardlink"])
+def test_a_cache_that_links_is_refused_before_any_work(folder: Path, link: str) -> None:
+    def main(cfg: ExportConfig) -> None:
+        raise AssertionError
+
+    config = folder / ".dvc/config"
+    config.parent.mkdir()
+    config.write_text(f"[cache]\n    type = reflink,{link},copy\n")
+    with pytest.raises(SystemExit) as raised:
+        _run(main, "export", params(), params())
+    assert f"cache.type is reflink,{link},copy: onnx refuses weights" in str(raised.value.code)
+    config.write_text("[cache]\n    type = reflink,copy\n")
+    with pytest.raises(AssertionError):
+        _run(main, "export", params(), params())
+
+
 def test_a_failure_is_left_for_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFUSION_ENGINES_FAILURES", str(tmp_path))
     monkeypatch.setenv("DVC_STAGE", "build@cpu-unet")

@@ -21,6 +21,7 @@ Role = Literal["encoder", "denoiser", "decoder", "control"]
 Dtype = Literal["component", "float32", "float16", "int64"]
 # One component at work: tensors in, those of its inputs; out a tensor, or a tuple of several.
 Network = Callable[..., Any]
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,11 @@ class Component:
         )
 
 
+def _trained_steps(config: Mapping[str, Any]) -> range:
+    """Fewer steps than a model was trained on: of as many, an offset of one would be past them."""
+    return range(1, config.get("num_train_timesteps", 1000))
+
+
 @dataclass(frozen=True)
 class Scheduler:
     """A noise schedule's solver: diffusers' class, and what it is asked for beyond the model's.
@@ -188,11 +194,19 @@ class Scheduler:
         class_name: of diffusers.
         options: of it.
         adds_noise: whether it adds noise at every step.
+        steps: how many steps it may be asked for, from a model's ``scheduler_config.json``.
     """
 
     class_name: str
     options: Mapping[str, Any]
     adds_noise: bool = False
+    steps: Callable[[Mapping[str, Any]], range] = _trained_steps
+
+    def problem(self, steps: int, config: Mapping[str, Any]) -> str:
+        """Say why it cannot be asked for so many steps; empty where it can."""
+        if steps in (known := self.steps(config)):
+            return ""
+        return f"{self.class_name} takes {known.start} to {known.stop - 1} with this model"
 
 
 @dataclass(frozen=True)
@@ -311,7 +325,7 @@ class Family:
         """Patterns of the small ones among these files, which say what the others have to be."""
         return (
             "model_index.json",
-            "scheduler/scheduler_config.json",
+            SCHEDULER_CONFIG,
             *(f"{folder}/*" for folder in self.tokenizers.values()),
             *(f"{component.folder}/config.json" for component in self.components.values()),
         )

@@ -34,14 +34,26 @@ if TYPE_CHECKING:
 # CLIP's context length; every text encoder of the Stable Diffusion family has it.
 TOKENS = 77
 
+
+def _pndm_steps(config: Mapping[str, Any]) -> range:
+    """It starts with four Runge-Kutta steps, unless a model's config skips them."""
+    first = 1 if config.get("skip_prk_steps", False) else 4
+    return range(first, config.get("num_train_timesteps", 1000))
+
+
+def _lcm_steps(config: Mapping[str, Any]) -> range:
+    """Some of those that the model was distilled from."""
+    return range(1, config.get("original_inference_steps", 50) + 1)
+
+
 SCHEDULERS: Mapping[str, Scheduler] = {
     "lms": Scheduler("LMSDiscreteScheduler", {}),
-    "pndm": Scheduler("PNDMScheduler", {}),
+    "pndm": Scheduler("PNDMScheduler", {}, steps=_pndm_steps),
     "euler": Scheduler("EulerDiscreteScheduler", {}),
     "dpmpp_2m": Scheduler("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "ddim": Scheduler("DDIMScheduler", {}),
     "euler_ancestral": Scheduler("EulerAncestralDiscreteScheduler", {}, adds_noise=True),
-    "lcm": Scheduler("LCMScheduler", {}, adds_noise=True),
+    "lcm": Scheduler("LCMScheduler", {}, adds_noise=True, steps=_lcm_steps),
 }
 
 _CLIP_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))

@@ -15,7 +15,7 @@ import torch
 
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.families import family_of
-from diffusion_engines.families.base import Family, Model, Network
+from diffusion_engines.families.base import SCHEDULER_CONFIG, Family, Model, Network
 from diffusion_engines.families.noise_schedules import changed_by
 from diffusion_engines.files import read_json
 from diffusion_engines.progress import progress
@@ -120,7 +120,7 @@ def load_model(weights: Path) -> Model:
             encoder: getattr(transformers, index[folder][1]).from_pretrained(weights / folder)
             for encoder, folder in family.tokenizers.items()
         },
-        scheduler_config=read_json(weights / "scheduler" / "scheduler_config.json"),
+        scheduler_config=read_json(weights / SCHEDULER_CONFIG),
     )
 
 
@@ -155,6 +155,16 @@ def make_scheduler(family: Family, name: str, config: Mapping[str, Any]) -> Any:
             fix=f"choose {' or '.join(able)} (conf/reference/, conf/benchmark/, conf/generate/)",
         )
     return getattr(diffusers, scheduler.class_name).from_config(config, **scheduler.options)
+
+
+def _check_steps(family: Family, settings: Settings, config: Mapping[str, Any]) -> None:
+    scheduler = family.schedulers[settings.scheduler]
+    if problem := scheduler.problem(settings.steps, config):
+        raise ConfigError(
+            f"steps: {problem}",
+            found=str(settings.steps),
+            fix="ask for as many, or choose another scheduler",
+        )
 
 
 def initial_latents(model: Model, settings: Settings, seeds: list[int]) -> torch.Tensor:
@@ -202,10 +212,11 @@ def sample(
 
     Raises:
         ConfigError: the scheduler adds noise, and there are no seeds to draw it from; or the
-            family has no such scheduler.
+            family has no such scheduler, or it takes no such number of steps.
     """
     family = model.family
     scheduler = make_scheduler(family, settings.scheduler, model.scheduler_config)
+    _check_steps(family, settings, model.scheduler_config)
     schedule = schedule_of(scheduler, settings.steps)
     denoiser = functools.partial(family.denoise, networks)
     guidance_scale = settings.guidance_scale if settings.guidance else None
