@@ -14,6 +14,7 @@ from diffusion_engines.backends.base import BuildResult, Graph
 from diffusion_engines.backends.nvidia.building import ENGINE, check_dtypes
 from diffusion_engines.backends.tensorrt.building.layers import (
     LAYERS,
+    has_layers,
     precisions_of_graph,
     read_layers,
 )
@@ -39,7 +40,7 @@ def build(
 
     Args:
         graph: to build.
-        folder: gets the engine, ``layers.json`` and, where asked for, ``timing.cache``.
+        folder: gets the engine and, where asked for, ``layers.json`` and ``timing.cache``.
         target: builder settings.
         timing_cache: of an earlier build with the same fingerprint, if there is one.
 
@@ -66,7 +67,7 @@ def build(
             found="an empty file" if path.is_file() else "nothing",
             fix="free some disk space; the log ends with:\n" + log[-800:],
         )
-    layers, precisions = read_layers(folder / LAYERS)
+    layers, precisions = read_layers(folder / LAYERS) if has_layers(settings) else ({}, {})
     check_precision_of_engine(graph, version, settings, precisions)
     if settings.timing_cache:
         check_timing_cache(folder / TIMING_CACHE, builder)
@@ -104,7 +105,7 @@ def _build_with_trtexec(
         version,
         graph=graph,
         plan=folder / ENGINE,
-        layers=folder / LAYERS,
+        layers=folder / LAYERS if has_layers(build) else None,
         timing_cache=folder / TIMING_CACHE if build.timing_cache else None,
         build=build,
     )
