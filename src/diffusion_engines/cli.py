@@ -42,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     add("experiments", _experiments, "DVC's experiments: what differs, and the metrics")
     check = add("check-bundle", _check_bundle, "say whether bundles can be loaded on this machine")
     check.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a bundle")
+    doctor = add("doctor", _doctor, "find out what of TensorRT works on this machine; a page of it")
+    doctor.add_argument(
+        "folder", nargs="?", type=Path, default=Path("artifacts/doctor"), help="for the page"
+    )
     add("merge-lock", _merge_lock, "resolve git's conflict in dvc.lock, stage by stage")
     return parser
 
@@ -80,6 +84,14 @@ def _check_bundle(options: argparse.Namespace) -> None:
     for folder in options.folders:
         manifest = check_bundle(folder)
         print(f"{folder}: {manifest.name} ({manifest.builder}) can be loaded here")
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from diffusion_engines.doctor.examination import examine
+
+    failed = examine(Path.cwd(), options.folder)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 def _merge_lock(options: argparse.Namespace) -> None:

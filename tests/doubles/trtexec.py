@@ -96,6 +96,8 @@ def write_layers(path: Path, graph: onnx.GraphProto, options: dict[str, str]) ->
 def main() -> None:
     print(f"&&&& RUNNING {banner()}")
     if sys.argv[1:] == ["--help"]:
+        known = OPTIONS["releases"][RELEASE]
+        print("\n".join(f"  {name}" for name in sorted(known["flags"] + known["valued"])))
         return
     options = parse(sys.argv[1:])
     if "--onnx" not in options or not Path(options["--onnx"]).is_file():

@@ -36,9 +36,24 @@ from diffusion_engines.processes import run_logged
 def build(
     graph: Graph, folder: Path, target: TensorRTTarget, timing_cache: Path | None = None
 ) -> BuildResult:
+    """Build ``engine.plan`` from a graph by ``trtexec`` where it is on PATH, else by Python.
+
+    As :func:`build_with`.
+    """
+    return build_with(find_trtexec(), graph, folder, target, timing_cache)
+
+
+def build_with(
+    trtexec: tuple[Path, Version] | None,
+    graph: Graph,
+    folder: Path,
+    target: TensorRTTarget,
+    timing_cache: Path | None = None,
+) -> BuildResult:
     """Build ``engine.plan`` from a graph, with its layer information and timing cache.
 
     Args:
+        trtexec: as ``find_trtexec`` returns it; None: the Python API builds.
         graph: to build.
         folder: gets the engine and, where asked for, ``layers.json`` and ``timing.cache``.
         target: builder settings.
@@ -50,10 +65,9 @@ def build(
     settings = target.build
     if settings.timing_cache and timing_cache is not None and timing_cache.is_file():
         (folder / TIMING_CACHE).write_bytes(timing_cache.read_bytes())
-    found = find_trtexec()
-    version = builder_version(found)
-    if found:
-        log = _build_with_trtexec(found[0], version, graph, folder, settings)
+    version = builder_version(trtexec)
+    if trtexec:
+        log = _build_with_trtexec(trtexec[0], version, graph, folder, settings)
         builder = f"trtexec {format_version(version)}"
     else:
         trt = library()
