@@ -28,8 +28,8 @@ PARAMETERS: dict[str, str | None] = {
     "self": None,
 }
 # What the bindings' docstrings call by its name in C++.
-_CPP = {"nvonnxparser::IParserError": "ParserError"}
-_RETURNED = re.compile(r"-> (?:list\[)?(?:tensorrt\w*\.)+([\w.]+)|-> (nvonnxparser::\w+)")
+_CPP = {"nvonnxparser::IParserError": "ParserError", "nvinfer1::IRuntimeCache": "IRuntimeCache"}
+_RETURNED = re.compile(r"-> (?:list\[)?(?:tensorrt\w*\.)+([\w.]+)|-> (nv\w+::\w+)")
 _PLAIN = re.compile(r"-> (?:list\[)?(?:int|str|bool|float|bytes|None|typing\.\w+)")
 _UNTOLD = "?"
 # Ours, kept by the logger that `recording_logger` makes.

@@ -96,7 +96,7 @@ def check_gpu(manifest: Engine, built: Gpu, here: Gpu, compatibility: str) -> No
 
 
 def load(folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False) -> nn.Module:
-    """Return the engine as a module on a GPU, running on PyTorch's current stream.
+    """Return the engine as a module on a GPU, in the order of PyTorch's current stream.
 
     A stripped engine gets its weights from the graph that it was built from.
 
