@@ -59,6 +59,10 @@ test-gpu: env ## what needs an NVIDIA GPU
 bench-gpu: env ## how close a built target comes to the GPU's limits, beside PyTorch; TARGET=h100
 	@python tools/bench_gpu.py $(TARGET)
 
+.PHONY: doctor
+doctor: env ## find out what of TensorRT works on this machine, and write a page to send back
+	@diffusion-engines doctor
+
 .PHONY: lint
 lint: env ## ruff and mypy
 	@ruff check src stages hydra_plugins tests tools models

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TAGS = ("v8.6.1", "v9.3.0", "v10.0.1", "v10.9.0", "v10.16", "v11.1")
+TAGS = ("v8.6.1", "v9.3.0", "v10.0.1", "v10.9.0", "v10.14", "v10.15", "v10.16", "v11.0", "v11.1")
 SOURCE = "samples/common/sampleOptions.cpp"
 OUTPUT = Path(__file__).parents[1] / "tests" / "data" / "trtexec_options.json"
 

@@ -47,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     verify = add("verify", _verify, "hash DVC's cache again, and mend what is damaged")
     verify.add_argument("--all", action="store_true", help="not only what dvc.lock names")
     verify.add_argument("--remote", action="store_true", help="also upload what the remote lacks")
+    doctor = add("doctor", _doctor, "find out what of TensorRT works on this machine; a page of it")
+    doctor.add_argument(
+        "folder", nargs="?", type=Path, default=Path("artifacts/doctor"), help="for the page"
+    )
     add("merge-lock", _merge_lock, "resolve git's conflict in dvc.lock, stage by stage")
     return parser
 
@@ -116,6 +120,14 @@ def _verify(options: argparse.Namespace) -> None:
     report = verify_cache(Path.cwd(), everything=options.all, remote=options.remote)
     print_report(report)
     sys.exit(bool(report.left or report.remote))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from diffusion_engines.doctor.examination import examine
+
+    failed = examine(Path.cwd(), options.folder)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 def _merge_lock(options: argparse.Namespace) -> None:

@@ -27,7 +27,8 @@ DATATYPES = {"FP32": "Float", "FP16": "Half"}
 def banner() -> str:
     major, minor, patch = ([int(part) for part in RELEASE.split(".")] + [0, 0])[:3]
     number = f"{major}{minor:02}{patch:02}" if major >= 10 else f"{major}{minor}{patch:02}"
-    return f"TensorRT.trtexec [TensorRT v{number}] [b1] # trtexec {' '.join(sys.argv[1:])}"
+    build = " [b1]" if (major, minor) >= (10, 9) else ""
+    return f"TensorRT.trtexec [TensorRT v{number}]{build} # trtexec {' '.join(sys.argv[1:])}"
 
 
 def fail(message: str) -> None:
@@ -87,9 +88,16 @@ def layers(graph: onnx.GraphProto, options: dict[str, str]) -> Sequence[object]:
     return found
 
 
+def write_layers(path: Path, graph: onnx.GraphProto, options: dict[str, str]) -> None:
+    none = options.get("--profilingVerbosity") == "none"  # "no layer information will be printed"
+    path.write_text("" if none else json.dumps({"Layers": layers(graph, options)}))
+
+
 def main() -> None:
     print(f"&&&& RUNNING {banner()}")
     if sys.argv[1:] == ["--help"]:
+        known = OPTIONS["releases"][RELEASE]
+        print("\n".join(f"  {name}" for name in sorted(known["flags"] + known["valued"])))
         return
     options = parse(sys.argv[1:])
     if "--onnx" not in options or not Path(options["--onnx"]).is_file():
@@ -101,7 +109,8 @@ def main() -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
     if FAULT != "no engine":
         Path(options["--saveEngine"]).write_bytes(b"the double's engine")
-    Path(options["--exportLayerInfo"]).write_text(json.dumps({"Layers": layers(graph, options)}))
+    if "--exportLayerInfo" in options:
+        write_layers(Path(options["--exportLayerInfo"]), graph, options)
     if "--timingCacheFile" in options:
         cache = Path(options["--timingCacheFile"])
         cache.write_text((cache.read_text() if cache.exists() else "") + "one build\n")

@@ -11,8 +11,10 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import platformdirs
 import pytest
 import torch
 
@@ -26,6 +28,7 @@ from diffusion_engines.backends.tensorrt_rtx.settings import (
     TensorRTRTXBuild,
     TensorRTRTXTarget,
 )
+from diffusion_engines.doctor import toy
 from diffusion_engines.errors import FingerprintError, HardwareError
 from diffusion_engines.files import write_json
 from diffusion_engines.onnx.export import export_module
@@ -118,6 +121,35 @@ def test_an_engine_computes_what_pytorch_does(
     loaded = load(tiny_weights, name, "fp16")
     bundle = make_bundle(name, loaded, target, tmp_path)
     check(load_bundle(bundle, "cuda", cuda_graph=cuda_graph), loaded)
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True], ids=["stream", "cuda_graph"])
+@pytest.mark.parametrize("library", BACKENDS)
+def test_two_sizes_in_turn_keep_apart(tmp_path: Path, library: str, cuda_graph: bool) -> None:
+    target = target_here(library)
+    loaded: Any = SimpleNamespace(module=toy.network().half(), inputs=toy.INPUTS, vocabulary=0)
+    bundle = make_bundle(toy.COMPONENT, loaded, target, tmp_path)
+    module = load_bundle(bundle, "cuda", cuda_graph=cuda_graph)
+    assert toy.compare(module, "cuda") < toy.TOLERANCE
+    with torch.cuda.stream(torch.cuda.Stream()):  # not the default one
+        assert toy.compare(module, "cuda") < toy.TOLERANCE
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True], ids=["stream", "cuda_graph"])
+def test_tensorrt_rtx_keeps_what_it_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_graph: bool
+) -> None:
+    target = target_here("tensorrt_rtx")
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    loaded: Any = SimpleNamespace(module=toy.network().half(), inputs=toy.INPUTS, vocabulary=0)
+    bundle = make_bundle(toy.COMPONENT, loaded, target, tmp_path / "made")
+    sizes = []
+    for _ in range(2):
+        toy.compare(load_bundle(bundle, "cuda", cuda_graph=cuda_graph), "cuda")
+        (kernels,) = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+        sizes.append(kernels.stat().st_size)
+    assert sizes[0] > 0
+    assert sizes[1] == sizes[0]  # nothing was compiled again
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "unet", "vae_decoder"])

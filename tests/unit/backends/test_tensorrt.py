@@ -268,6 +268,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return state
 
 
+# A plan without the runtime that later releases would run it with.
+LEAN = {"version_compatible": True, "exclude_lean_runtime": True}
 LATER, OTHER_MAJOR, EARLIER = "10.14.0.1", "11.1.0.106", "10.12.0.36"
 A10G, H100 = Gpu("NVIDIA A10G", "8.6"), Gpu("NVIDIA H100 80GB HBM3", "9.0")
 RTX2080 = Gpu("NVIDIA GeForce RTX 2080", "7.5")
@@ -283,6 +285,8 @@ RTX2080 = Gpu("NVIDIA GeForce RTX 2080", "7.5")
         ({"version_compatible": True}, LATER, A10, None),
         ({"version_compatible": True}, EARLIER, A10, "another TensorRT"),
         ({"version_compatible": True}, OTHER_MAJOR, A10, "another TensorRT"),
+        (LEAN, LATER, A10, "another TensorRT"),
+        (LEAN, "10.13.3.9", A10, None),
         ({}, "10.13.3.9", A10G, "another GPU"),
         ({}, "10.13.3.9", H100, "another GPU"),
         ({}, "10.13.3.9", None, "needs an NVIDIA GPU"),

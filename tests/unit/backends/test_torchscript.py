@@ -7,7 +7,9 @@ program needs CUDA's PyTorch to start.
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import tomllib
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -26,13 +28,22 @@ from diffusion_engines.errors import BuildError, FingerprintError, HardwareError
 from diffusion_engines.families.base import Dim, TensorSpec
 from diffusion_engines.files import write_json
 from diffusion_engines.runtime.bundle import check_bundle, load_torchscript, wrap_engine
+from tests.conftest import ROOT
 from tests.doubles.launcher import install
 from tests.manifests import engine_manifest, graph_manifest
 
 A10 = Gpu("NVIDIA A10", "8.6")
 SERIES = ".".join(metadata.version("torch").split(".")[:2])
+# As torch-tensorrt-rtx 2.11's did on an engine of another compute capability.
 CRASH = "import os, signal\nprint('loading', flush=True)\nos.kill(os.getpid(), signal.SIGSEGV)\n"
-REFUSE = "import sys\nprint('ERROR: Unable to deserialize the TensorRT engine')\nsys.exit(1)\n"
+# As torch-tensorrt's does on a plan that cannot be loaded: nothing catches what its library throws.
+ABORT = (
+    "import os\n"
+    "print(\"terminate called after throwing an instance of 'torch_tensorrt::Error'\\n\"\n"
+    "      'Expected (cuda_engine.get() != nullptr) to be true but got false\\n'\n"
+    "      'Unable to deserialize the TensorRT engine', flush=True)\n"
+    "os.abort()\n"
+)
 # Writes what a test has put there as a TorchScript file.
 COPY = (
     "import shutil, sys\n"
@@ -51,10 +62,14 @@ def install_torch_tensorrt(
 ) -> Path:
     """A package like torch-tensorrt of this PyTorch's series, whose torchtrtc is ``code``."""
     package = folder / "torch_tensorrt"
-    for part in ("bin", "lib"):
-        (package / part).mkdir(parents=True)
+    header = package / "include" / "torch_tensorrt" / "core" / "runtime" / "runtime.h"
+    for part in (package / "bin", package / "lib", header.parent):
+        part.mkdir(parents=True)
+    header.write_text('const std::string ABI_VERSION = "9";\n')
     (package / "__init__.py").write_text("raise ImportError('needs a GPU')\n")
-    (package / "_version.py").write_text(f'__tensorrt_version__ = "{tensorrt_version}"\n')
+    (package / "_version.py").write_text(
+        f'__tensorrt_version__ = "{tensorrt_version}"\n__tensorrt_rtx_version__ = "1.5.0"\n'
+    )
     install(package / "bin", "torchtrtc", code)
     # Any library that loads: what it registers, a plan needs and this test's file does not.
     library = Path(torch.__file__).parent / "lib" / "libtorch.so"
@@ -136,6 +151,7 @@ def test_a_wrapped_engine_is_run_once_and_described(wrapped: Path) -> None:
         "tensorrt": "10.13",
         "torch": SERIES,
         "torch_tensorrt": SERIES,
+        "abi": "9",
     }
     assert set(manifest["files"]) == {"engine.plan", "engine.ts"}
     module = load_torchscript(wrapped)
@@ -150,6 +166,7 @@ def test_a_wrapped_engine_is_run_once_and_described(wrapped: Path) -> None:
         ("torch_tensorrt", "2.1", ["another torch-tensorrt", "torch_tensorrt 2.1"]),
         ("tensorrt", "8.6", ["for another TensorRT", "tensorrt 8.6"]),
         ("package", "torch-tensorrt-rtx", ["another distribution"]),
+        ("abi", "8", ["another form of serialized engines", "expected: abi 8", "found:    abi 9"]),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -162,7 +179,8 @@ def test_a_file_of_another_abi_is_refused_before_it_is_loaded(
     monkeypatch.setattr(torch.jit, "load", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(FingerprintError) as raised:
         load_torchscript(wrapped)
-    for text in (*expected, "dvc repro wrap@a10-unet", "pip install torch==", "load_bundle"):
+    remedies = ("dvc repro wrap@a10-unet", "pip install torch==", " dllist`", "load_bundle")
+    for text in (*expected, *remedies):
         assert text in str(raised.value)
 
 
@@ -179,7 +197,7 @@ def test_a_damaged_file_is_refused_before_it_is_loaded(wrapped: Path) -> None:
     ("code", "expected"),
     [
         (CRASH, ["torchtrtc, wrapping a10-unet failed", "SIGSEGV (it crashed)", "loading"]),
-        (REFUSE, ["exit status 1", "Unable to deserialize the TensorRT engine"]),
+        (ABORT, ["SIGABRT (it crashed)", "Unable to deserialize the TensorRT engine"]),
         ("", ["torchtrtc wrote no complete engine.ts", "found:    none"]),
         (
             "import sys\nopen(sys.argv[2], 'wb').write(b'x' * 1000)\n",
@@ -244,16 +262,35 @@ def test_a_torch_tensorrt_for_another_tensorrt_is_refused(
     assert "found:    TensorRT 11.0" in str(raised.value)
 
 
+@pytest.mark.parametrize(("built", "fits"), [("1.5.0.114", True), ("1.7.1.116", False)])
+def test_a_torch_tensorrt_rtx_is_for_one_minor_release(built: str, fits: bool) -> None:
+    """Those of PyTorch 2.13 and 2.14 require TensorRT-RTX 1.5 and 1.6."""
+    engine = engine_manifest("rtx-unet", fingerprint={"tensorrt_rtx": built})
+    abi = {"package": "torch-tensorrt-rtx", "torch_tensorrt": "2.13", "tensorrt": "1.5"}
+    if fits:
+        torchscript._check_series(engine, "tensorrt_rtx", abi)
+        return
+    with pytest.raises(FingerprintError, match="is for another TensorRT-RTX than the") as raised:
+        torchscript._check_series(engine, "tensorrt_rtx", abi)
+    assert "expected: TensorRT-RTX 1.7, which built the plan" in str(raised.value)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extra,) = re.findall(r"pip install -e '\.\[([\w-]+)\]'", str(raised.value))
+    assert "tensorrt-rtx>=1.5,<1.6" in project["optional-dependencies"][extra]
+
+
 def test_a_missing_or_other_package_is_named(
     machine: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(HardwareError, match="found:    no torch-tensorrt") as raised:
         torchscript.wrap_fingerprint("tensorrt", True)
     assert "torchscript=false" in str(raised.value)
+    # `import torch_tensorrt` needs dllist, which --no-deps leaves out (seen with 2.13.0).
+    assert f"`pip install --no-deps torch-tensorrt=={SERIES}.* dllist`" in str(raised.value)
     install_torch_tensorrt(tmp_path / "site", "", name="torch_tensorrt_rtx")
     monkeypatch.syspath_prepend(tmp_path / "site")
     with pytest.raises(HardwareError, match="found:    torch-tensorrt-rtx"):
         torchscript.wrap_fingerprint("tensorrt", True)
+    assert torchscript.wrap_fingerprint("tensorrt_rtx", True)["tensorrt"] == "1.5"
     assert torchscript.wrap_fingerprint("tensorrt", False) == {}
 
 

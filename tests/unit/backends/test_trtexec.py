@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from diffusion_engines.backends.tensorrt import building
+from diffusion_engines.backends.tensorrt.building import layers
 from diffusion_engines.backends.tensorrt.building.trtexec import (
     find_trtexec,
     format_version,
@@ -25,6 +27,7 @@ from diffusion_engines.errors import BuildError, HardwareError
 from diffusion_engines.families.base import Dim, TensorSpec
 from tests.conftest import ROOT, Exports, graph_of
 from tests.doubles.launcher import install
+from tests.tiers import long_but
 
 RELEASES = json.loads((ROOT / "tests/data/trtexec_options.json").read_text())["releases"]
 BUILD = TensorRTBuild(
@@ -59,7 +62,7 @@ def command(
         parse_version(release),
         graph=graph_of(Path("model.onnx"), inputs or [], precision),
         plan=Path("engine.plan"),
-        layers=Path("layers.json"),
+        layers=Path("layers.json") if layers.has_layers(build) else None,
         timing_cache=timing_cache,
         build=build,
     )
@@ -98,12 +101,14 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp16-mixed", "int8"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("release", RELEASES)
-def test_a_command_has_only_options_of_its_release(
-    release: str, variant: str, precision: str
-) -> None:
+def test_a_command_has_only_options_of_its_release(release: str, variant: str) -> None:
+    for precision in ("fp32", "fp16", "bf16", "fp16-mixed", "int8"):
+        check_command(release, variant, precision)
+
+
+def check_command(release: str, variant: str, precision: str) -> None:
     version = parse_version(release)
     missing = {
         "weights=stripped": (10, 0, 0),
@@ -115,10 +120,24 @@ def test_a_command_has_only_options_of_its_release(
             command(release, VARIANTS[variant], precision, OPEN, Path("timing.cache"))
         return
     words = command(release, VARIANTS[variant], precision, OPEN, Path("timing.cache"))
+    assert ("--exportLayerInfo=layers.json" in words) == layers.has_layers(VARIANTS[variant])
     for word in words[1:]:
         name, equals, value = word.partition("=")
         assert name in RELEASES[release]["valued" if equals else "flags"]
         assert value or not equals
+
+
+@pytest.mark.parametrize(
+    ("release", "works"), [("11.2.1", True), ("11.3.0", False), ("11.3.1", False), ("11.4", True)]
+)
+def test_refitting_is_refused_where_it_can_lose_a_bias(release: str, works: bool) -> None:
+    assert "--stripWeights" in command(release, changed(weights="stripped"))
+    if works:
+        assert "--refit" in command(release, changed(weights="refittable"))
+        return
+    with pytest.raises(BuildError, match="can lose a bias") as raised:
+        command(release, changed(weights="refittable"))
+    assert "before 11.3.0, or 11.4.0 or later" in str(raised.value)
 
 
 @pytest.mark.parametrize(("release", "asked"), [("10.13.3", False), ("10.14.0", True)])
@@ -207,8 +226,14 @@ def run_build(graphs: dict[str, Any], folder: Path, key: str = "fixed", **change
     return building.build(graph_of(onnx, inputs, precision), folder, target, cache)
 
 
-@pytest.mark.parametrize("key", ["fixed", "open"])
-@pytest.mark.parametrize("release", RELEASES)
+# The first and the last of each way to type a network, and of each schema of layer information.
+@pytest.mark.parametrize(
+    ("release", "key"),
+    long_but(
+        [(release, "open") for release in ("8.6.1", "10.0.1", "10.16", "11.0", "11.1")],
+        product(RELEASES, ["open", "fixed"]),
+    ),
+)
 def test_the_double_accepts_a_build_of_every_release(
     double: pytest.MonkeyPatch, graphs: dict[str, Any], tmp_path: Path, release: str, key: str
 ) -> None:
@@ -272,6 +297,14 @@ def test_a_failed_build_is_an_error_that_says_why(
         run_build(graphs, tmp_path / "engine", **changes)
     for text in expected:
         assert text in str(raised.value)
+
+
+def test_an_engine_without_layer_information_is_built_and_has_none(
+    double: pytest.MonkeyPatch, graphs: dict[str, Any], tmp_path: Path
+) -> None:
+    result = run_build(graphs, tmp_path / "engine", profiling_verbosity="none")
+    assert (result.layers, result.precisions) == ({}, {})
+    assert not (tmp_path / "engine" / "layers.json").exists()
 
 
 def test_names_alone_suffice_where_the_graph_decides(

@@ -2,10 +2,13 @@
 
 The file needs no Python of this project: with torch-tensorrt's runtime library loaded,
 ``torch.jit.load`` returns a module that takes the inputs in the order of the trailing number of
-their names. torchtrtc loads the plan while it wraps it and ends with a segmentation fault when it
-cannot (seen with a plan of another compute capability), so that wrapping has the same checks in
-front of it as loading, and runs in a process of its own.
+their names. torchtrtc loads the plan while it wraps it and crashes when it cannot: nothing there
+catches what its library throws, so that it is aborted (exit status 134), and that of
+torch-tensorrt-rtx 2.11 ended in a segmentation fault on an engine of another compute capability.
+Hence wrapping has the same checks in front of it as loading, and runs in a process of its own.
+``torch.jit.load`` of a file whose plan cannot be loaded raises RuntimeError.
 https://docs.pytorch.org/TensorRT/cli/torchtrtc.html
+https://github.com/pytorch/TensorRT/blob/main/cpp/bin/torchtrtc/main.cpp
 """
 
 from __future__ import annotations
@@ -34,12 +37,22 @@ TORCHSCRIPT = "engine.ts"
 _RUNTIME = Path("lib") / "libtorchtrt_runtime.so"
 # Two distributions fill the same folder `torch_tensorrt`: one for each library.
 DISTRIBUTIONS = {"tensorrt": "torch-tensorrt", "tensorrt_rtx": "torch-tensorrt-rtx"}
+# How many numbers of the version of the plan's library must be those that the distribution was
+# compiled for. TensorRT keeps its ABI within a major release; torch-tensorrt-rtx requires one
+# minor release of TensorRT-RTX.
+_SAME_NUMBERS = {"tensorrt": 1, "tensorrt_rtx": 2}
+_LIBRARIES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+# Python extra in pyproject.toml with the TensorRT-RTX that a released torch-tensorrt-rtx is for.
+RTX_EXTRA = "rtx-torchscript"
+# Where a distribution says of which form its serialized engines are.
+_ABI_HEADER = Path("include") / "torch_tensorrt" / "core" / "runtime" / "runtime.h"
 # What a TorchScript file depends on, and what one of another value is for.
 _ABI = {
     "package": "another distribution of torch-tensorrt",
     "torch": "another PyTorch",
     "torch_tensorrt": "another torch-tensorrt",
     "tensorrt": "a torch-tensorrt for another TensorRT",
+    "abi": "another form of serialized engines",
 }
 # Loads the file as a user would and runs it once.
 _TRIAL = """
@@ -71,6 +84,7 @@ def wrap_fingerprint(backend: str, torchscript: bool) -> dict[str, str]:
         "package": DISTRIBUTIONS[backend],
         "torch_tensorrt": _series(metadata.version(DISTRIBUTIONS[backend])),
         "tensorrt": _built_against(package, backend),
+        "abi": _abi_version(package, backend),
     }
 
 
@@ -137,8 +151,7 @@ def _try(folder: Path, manifest: Engine, backend: str, env: Mapping[str, str]) -
         ],
         log,
         what=f"torch.jit.load, running {TORCHSCRIPT} of {manifest.name}",
-        fix="the torch-tensorrt that wrote it must be for this PyTorch: "
-        f"`pip install {DISTRIBUTIONS[backend]}=={_series(metadata.version('torch'))}.*`",
+        fix=f"the torch-tensorrt that wrote it must be for this PyTorch:\n{install_hint(backend)}",
         env=env,
     )
     log.unlink()
@@ -203,8 +216,8 @@ def check_torchscript(manifest: Bundle, backend: str) -> Path:
                 f"{TORCHSCRIPT} of {manifest.name} was wrapped for {what}",
                 expected=f"{key} {built[key]}",
                 found=f"{key} {here[key]}",
-                fix=f"`pip install torch=={built['torch']}.* "
-                f"{built['package']}=={built['torch_tensorrt']}.*`,\n"
+                fix=f"`pip install torch=={built['torch']}.*`, then\n"
+                f"`pip install --no-deps {built['package']}=={built['torch_tensorrt']}.* dllist`,\n"
                 f"or wrap it again here: `dvc repro wrap@{manifest.name}`; the plan itself\n"
                 "does not depend on them: `load_bundle`",
             )
@@ -235,7 +248,7 @@ def _package(backend: str) -> Path:
             f"{name}, which has torchtrtc, is not installed here",
             expected=name,
             found=", ".join(others) or "no torch-tensorrt",
-            fix=f"`pip install {name}`; or without the TorchScript file:\n"
+            fix=f"{install_hint(backend)};\nor without the TorchScript file: "
             "targets.*.torchscript=false",
         ) from error
     if spec is None or not spec.submodule_search_locations:
@@ -244,6 +257,19 @@ def _package(backend: str) -> Path:
             fix=f"`pip install --force-reinstall {name}`",
         )
     return Path(spec.submodule_search_locations[0])
+
+
+def install_hint(backend: str) -> str:
+    """Return how to install torch-tensorrt for this PyTorch without replacing anything else.
+
+    Without ``--no-deps`` pip takes the latest release, and with it another PyTorch and TensorRT;
+    with it, ``import torch_tensorrt`` needs dllist besides what this project requires. No released
+    torch-tensorrt-rtx is for TensorRT-RTX 1.7: there is an extra with one that fits.
+    """
+    if backend == "tensorrt_rtx":
+        return f"in an environment of its own, `pip install -e '.[{RTX_EXTRA}]'`"
+    series = _series(metadata.version("torch"))
+    return f"`pip install --no-deps {DISTRIBUTIONS[backend]}=={series}.* dllist`"
 
 
 def _installed(name: str) -> bool:
@@ -268,16 +294,36 @@ def _built_against(package: Path, backend: str) -> str:
     return _series(found.group(1))
 
 
+def _abi_version(package: Path, backend: str) -> str:
+    """Return the number of the form in which the package serializes engines: "9" in 2.13.
+
+    What ``torch.ops.tensorrt.ABI_VERSION()`` returns, without loading a GPU's libraries.
+    """
+    header = package / _ABI_HEADER
+    text = header.read_text() if header.is_file() else ""
+    found = re.search(r'\bABI_VERSION = "(\d+)"', text)
+    if found is None:
+        raise HardwareError(
+            f"{package} does not say of which form its engines are",
+            expected=f"ABI_VERSION in {_ABI_HEADER}",
+            found="no such line" if text else "no such file",
+            fix=f"install it again: {install_hint(backend)}",
+        )
+    return found.group(1)
+
+
 def _check_series(manifest: Engine, backend: str, abi: Mapping[str, str]) -> None:
     built = recorded(manifest, "fingerprint", backend, str)
-    if built.split(".")[0] != abi["tensorrt"].split(".")[0]:
+    count, library = _SAME_NUMBERS[backend], _LIBRARIES[backend]
+    needed = ".".join(built.split(".")[:count])
+    if needed.split(".") != abi["tensorrt"].split(".")[:count]:
         raise FingerprintError(
-            f"{abi['package']} {abi['torch_tensorrt']} is for another TensorRT than the plan of "
+            f"{abi['package']} {abi['torch_tensorrt']} is for another {library} than the plan of "
             f"{manifest.name}",
-            expected=f"TensorRT {built.split('.')[0]}, which built the plan",
-            found=f"TensorRT {abi['tensorrt']}",
-            fix=f"install the release of {abi['package']} for it, or build with TensorRT "
-            f"{abi['tensorrt']}",
+            expected=f"{library} {needed}, which built the plan",
+            found=f"{library} {abi['tensorrt']}",
+            fix=f"install the release of {abi['package']} for it, or build with {library} "
+            f"{abi['tensorrt']}:\n{install_hint(backend)}",
         )
 
 

@@ -38,6 +38,10 @@ def check_loadable(manifest: Engine) -> None:
     capability = recorded(manifest, "fingerprint", "compute_capability", str)
     name = recorded(manifest, "fingerprint", "gpu", str)
     compatible = recorded(manifest, "settings", "build.version_compatible", bool)
+    # Another release runs such a plan through the lean runtime in it, which was left out here.
+    # `Runtime.load_runtime` would take that of the build's release as a file beside the plan.
+    if compatible and recorded(manifest, "settings", "build.exclude_lean_runtime", bool):
+        compatible = False
     compatibility = recorded(manifest, "settings", "build.hardware_compatibility", str)
     check_platform(manifest)
     here = parse_version(library().__version__)
@@ -64,8 +68,8 @@ def check_version(manifest: Engine, built: Version, here: Version, *, compatible
         + (
             ""
             if compatible
-            else "; engines built with version_compatible=true also run\non later "
-            f"releases of TensorRT {major}"
+            else "; engines built with\nversion_compatible=true and exclude_lean_runtime=false run "
+            f"on later releases of TensorRT {major} too"
         ),
     )
 
@@ -92,7 +96,7 @@ def check_gpu(manifest: Engine, built: Gpu, here: Gpu, compatibility: str) -> No
 
 
 def load(folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False) -> nn.Module:
-    """Return the engine as a module on a GPU, running on PyTorch's current stream.
+    """Return the engine as a module on a GPU, in the order of PyTorch's current stream.
 
     A stripped engine gets its weights from the graph that it was built from.
 

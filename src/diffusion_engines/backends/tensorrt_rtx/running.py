@@ -15,7 +15,7 @@ from diffusion_engines.backends.preflight import (
 from diffusion_engines.backends.tensorrt_rtx.building import library
 from diffusion_engines.backends.tensorrt_rtx.settings import RTX_CAPABILITIES
 from diffusion_engines.errors import FingerprintError
-from diffusion_engines.manifests import Engine
+from diffusion_engines.manifests import Bundle, Engine
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,13 +51,20 @@ def check_loadable(manifest: Engine) -> None:
 
 
 def load(folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False) -> nn.Module:
-    """Return the engine as a module on a GPU, running on PyTorch's current stream."""
-    from diffusion_engines.backends.nvidia.running import load_plan
+    """Return the engine as a module on a GPU, in the order of PyTorch's current stream.
 
+    What the library compiles for this GPU is kept (``kernels.py``), and CUDA graphs are its own.
+    """
+    from diffusion_engines.backends.nvidia.running import load_plan
+    from diffusion_engines.backends.tensorrt_rtx.kernels import contexts_with_kernels, kernels_of
+
+    trt = library()
+    kernels = kernels_of(trt, manifest) if isinstance(manifest, Bundle) else None
     return load_plan(
-        library(),
+        trt,
         folder / manifest.engine,
         manifest.name,
         device,
         cuda_graph=cuda_graph,
+        contexts=contexts_with_kernels(trt, kernels, cuda_graph=cuda_graph),
     )

@@ -14,6 +14,7 @@ from diffusion_engines.backends.base import BuildResult, Graph
 from diffusion_engines.backends.nvidia.building import ENGINE, check_dtypes
 from diffusion_engines.backends.tensorrt.building.layers import (
     LAYERS,
+    has_layers,
     precisions_of_graph,
     read_layers,
 )
@@ -35,11 +36,26 @@ from diffusion_engines.processes import run_logged
 def build(
     graph: Graph, folder: Path, target: TensorRTTarget, timing_cache: Path | None = None
 ) -> BuildResult:
+    """Build ``engine.plan`` from a graph by ``trtexec`` where it is on PATH, else by Python.
+
+    As :func:`build_with`.
+    """
+    return build_with(find_trtexec(), graph, folder, target, timing_cache)
+
+
+def build_with(
+    trtexec: tuple[Path, Version] | None,
+    graph: Graph,
+    folder: Path,
+    target: TensorRTTarget,
+    timing_cache: Path | None = None,
+) -> BuildResult:
     """Build ``engine.plan`` from a graph, with its layer information and timing cache.
 
     Args:
+        trtexec: as ``find_trtexec`` returns it; None: the Python API builds.
         graph: to build.
-        folder: gets the engine, ``layers.json`` and, where asked for, ``timing.cache``.
+        folder: gets the engine and, where asked for, ``layers.json`` and ``timing.cache``.
         target: builder settings.
         timing_cache: of an earlier build with the same fingerprint, if there is one.
 
@@ -49,10 +65,9 @@ def build(
     settings = target.build
     if settings.timing_cache and timing_cache is not None and timing_cache.is_file():
         (folder / TIMING_CACHE).write_bytes(timing_cache.read_bytes())
-    found = find_trtexec()
-    version = builder_version(found)
-    if found:
-        log = _build_with_trtexec(found[0], version, graph, folder, settings)
+    version = builder_version(trtexec)
+    if trtexec:
+        log = _build_with_trtexec(trtexec[0], version, graph, folder, settings)
         builder = f"trtexec {format_version(version)}"
     else:
         trt = library()
@@ -66,7 +81,7 @@ def build(
             found="an empty file" if path.is_file() else "nothing",
             fix="free some disk space; the log ends with:\n" + log[-800:],
         )
-    layers, precisions = read_layers(folder / LAYERS)
+    layers, precisions = read_layers(folder / LAYERS) if has_layers(settings) else ({}, {})
     check_precision_of_engine(graph, version, settings, precisions)
     if settings.timing_cache:
         check_timing_cache(folder / TIMING_CACHE, builder)
@@ -104,7 +119,7 @@ def _build_with_trtexec(
         version,
         graph=graph,
         plan=folder / ENGINE,
-        layers=folder / LAYERS,
+        layers=folder / LAYERS if has_layers(build) else None,
         timing_cache=folder / TIMING_CACHE if build.timing_cache else None,
         build=build,
     )

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from diffusion_engines.backends.tensorrt.settings import TensorRTBuild
 from diffusion_engines.errors import BuildError
 from diffusion_engines.precisions import of_onnx_dtypes
 
@@ -28,10 +29,19 @@ _PATTERNS = (
 )
 
 
+def has_layers(build: TensorRTBuild) -> bool:
+    """Whether an engine tells anything of its layers: with the verbosity "none", nothing.
+
+    What ``trtexec`` and the inspector write then is not documented, so that they are not asked.
+    https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/Core/EngineInspector.html
+    """
+    return build.profiling_verbosity != "none"
+
+
 def read_layers(path: Path) -> tuple[dict[str, int], dict[str, int]]:
     """Return how many layers an engine has by type, and output tensors by precision.
 
-    Without the verbosity "detailed", TensorRT writes names alone: both are empty then.
+    With the verbosity "layer_names_only", TensorRT writes names alone: both are empty then.
 
     Raises:
         BuildError: the file is not layer information, or it is detailed and tells no dtype: that of

@@ -14,7 +14,7 @@ from diffusion_engines.backends.nvidia.building import (
     recording_logger,
     write_plan,
 )
-from diffusion_engines.backends.tensorrt.building.layers import LAYERS
+from diffusion_engines.backends.tensorrt.building.layers import LAYERS, has_layers
 from diffusion_engines.backends.tensorrt.building.trtexec import (
     ALWAYS_STRONGLY_TYPED,
     Version,
@@ -45,7 +45,8 @@ def build_with_python(
     write_plan(trt, library, builder, network, config, folder / ENGINE, logger, graph.path)
     if cache is not None:
         (folder / TIMING_CACHE).write_bytes(config.get_timing_cache().serialize())
-    _write_layers(trt, logger, folder, build)
+    if has_layers(build):
+        _write_layers(trt, logger, folder, build)
     return "\n".join(logger.lines)
 
 

@@ -40,6 +40,11 @@ SINCE: dict[str, Version] = {
     "weights stripped": (10, 0, 0),
     "hardware_compatibility same_compute_capability": (10, 9, 0),
 }
+# Releases that have a value and give wrong results with it: the first of each, and the first after.
+# The release notes of 11.3 have it as a known issue that refitting can drop the bias of a GEMM.
+BROKEN: dict[str, tuple[Version, Version]] = {
+    "weights refittable": ((11, 3, 0), (11, 4, 0)),
+}
 _PRECISION_FLAGS = {
     "fp32": (),
     "fp16": ("--fp16",),
@@ -101,7 +106,7 @@ def check_supported(build: TensorRTBuild, precision: str, version: Version) -> N
     """Raise BuildError where a TensorRT lacks what the settings ask for.
 
     Raises:
-        BuildError: names the setting and the first release that has it.
+        BuildError: names the setting, and the releases that have it.
     """
     for what, since in SINCE.items():
         key, value = what.split()
@@ -113,6 +118,17 @@ def check_supported(build: TensorRTBuild, precision: str, version: Version) -> N
                 found=format_version(version),
                 fix="install a later TensorRT, or change it in conf/target/ or conf/fleet/",
             )
+    for what, (first, fixed) in BROKEN.items():
+        key, value = what.split()
+        if getattr(build, key) == value and first <= version < fixed:
+            raise BuildError(
+                f"engines of TensorRT {format_version(version)} with {key}={value} can lose a bias "
+                "when they are refitted",
+                expected=f"a TensorRT before {format_version(first)}, or {format_version(fixed)} "
+                "or later",
+                found=format_version(version),
+                fix="install another TensorRT, or set targets.*.build.weights=embedded or stripped",
+            )
 
 
 def trtexec_command(
@@ -121,18 +137,18 @@ def trtexec_command(
     *,
     graph: Graph,
     plan: Path,
-    layers: Path,
+    layers: Path | None,
     timing_cache: Path | None,
     build: TensorRTBuild,
 ) -> list[str]:
-    """Return the command that builds ``plan`` from ``graph`` and writes ``layers``.
+    """Return the command that builds ``plan`` from ``graph``.
 
     Args:
         trtexec: the program.
         version: of it.
         graph: to build.
         plan: gets the engine.
-        layers: gets its layer information as JSON.
+        layers: gets its layer information as JSON, where there is any.
         timing_cache: read if it exists, and written.
         build: conf/build/tensorrt.yaml.
 
@@ -145,7 +161,7 @@ def trtexec_command(
         f"--onnx={graph.path}",
         f"--saveEngine={plan}",
         "--skipInference",
-        f"--exportLayerInfo={layers}",
+        *([f"--exportLayerInfo={layers}"] if layers else []),
         f"--profilingVerbosity={build.profiling_verbosity}",
         f"--builderOptimizationLevel={build.optimization_level}",
         *_typing(version, graph.precision),

@@ -1,0 +1,168 @@
+"""Checks that take the toy network through a builder, a runtime and a wrap."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from diffusion_engines import manifests
+from diffusion_engines.backends import backend, gpus
+from diffusion_engines.backends.base import GRAPH_FILES, BuildResult, Graph, Target
+from diffusion_engines.backends.tensorrt.building import build_with
+from diffusion_engines.backends.tensorrt.building.layers import LAYERS
+from diffusion_engines.backends.tensorrt.building.trtexec import find_trtexec, format_version
+from diffusion_engines.backends.tensorrt.building.versions import builder_version
+from diffusion_engines.backends.tensorrt_rtx.settings import RTX_CAPABILITIES
+from diffusion_engines.doctor import toy
+from diffusion_engines.doctor.findings import Finding, missing, passed
+from diffusion_engines.doctor.targets import cpu_target, rtx_target, tensorrt_target
+from diffusion_engines.files import new_folder
+from diffusion_engines.runtime.bundle import load_bundle, load_torchscript, wrap_engine
+
+ENGINE, BUNDLE, TORCHSCRIPT = "engine", "bundle", "torchscript"
+_FIRST_LAYERS = 3
+
+
+def check_export(folder: Path) -> Finding:
+    """Export the toy network."""
+    manifest = toy.export(folder)
+    return passed(f"ONNX opset {manifest.opset}, {manifest.precision}", versions=manifest.versions)
+
+
+def check_onnxruntime(folder: Path) -> Finding:
+    """Build the network with ONNX Runtime for the CPU and run it."""
+    _build(folder, "cpu", cpu_target(folder))
+    worst = toy.compare(load_bundle(folder / "cpu" / BUNDLE, "cpu"), "cpu")
+    return passed(f"relative L2 {worst:.1e} to PyTorch's fp32", rel_l2=worst)
+
+
+def check_rtx_build(folder: Path) -> Finding:
+    """Build the network with TensorRT-RTX."""
+    target = rtx_target(folder)
+    found = _build(folder, "rtx", target)
+    return replace(found, detail=f"{found.detail}, for {', '.join(target.compute_capabilities)}")
+
+
+def check_rtx_run(folder: Path) -> Finding:
+    """Run the engine of TensorRT-RTX."""
+    gpu = gpus.any_gpu()
+    if gpu.capability not in RTX_CAPABILITIES:
+        return missing(f"TensorRT-RTX does not run on {gpu}")
+    return _run(folder / "rtx" / BUNDLE)
+
+
+def check_trtexec_build(folder: Path) -> Finding:
+    """Build the network with trtexec and read the layers that it wrote."""
+    found = find_trtexec()
+    return _build_tensorrt(
+        folder, "trtexec", lambda graph, to, target: build_with(found, graph, to, target)
+    )
+
+
+def check_python_build(folder: Path) -> Finding:
+    """Build the network with TensorRT's Python API, and read the engine's layers."""
+    return _build_tensorrt(
+        folder,
+        "python",
+        lambda graph, to, target: build_with(None, graph, to, target),
+        tensorrt=format_version(builder_version(None)),
+    )
+
+
+def run_check(name: str) -> Callable[[Path], Finding]:
+    """Return the check that runs the engine of a builder."""
+    return lambda folder: _run(folder / name / BUNDLE)
+
+
+def wrap_check(name: str) -> Callable[[Path], Finding]:
+    """Return the check that wraps the engine of a builder as TorchScript."""
+
+    def check(folder: Path) -> Finding:
+        engine = folder / name / ENGINE
+        manifest = manifests.read(engine, manifests.Engine)
+        settings = {**manifest.settings, "torchscript": True}
+        manifests.write(engine, replace(manifest, settings=settings))
+        with new_folder(folder / name / TORCHSCRIPT) as bundle:
+            wrap_engine(engine, bundle)
+        made = manifests.read(folder / name / TORCHSCRIPT, manifests.Bundle)
+        size = made.files[made.torchscript["file"]].bytes
+        return passed(f"{made.torchscript['file']}, {size / 1e6:.1f} MB", **made.torchscript)
+
+    return check
+
+
+def torchscript_check(name: str) -> Callable[[Path], Finding]:
+    """Return the check that loads the TorchScript file of a builder's engine and runs it."""
+
+    def check(folder: Path) -> Finding:
+        worst = toy.compare(load_torchscript(folder / name / TORCHSCRIPT), "cuda")
+        return passed(f"relative L2 {worst:.1e} to PyTorch's fp32", rel_l2=worst)
+
+    return check
+
+
+def _build_tensorrt(
+    folder: Path, name: str, build: Callable[[Graph, Path, Any], BuildResult], **fingerprint: str
+) -> Finding:
+    target = tensorrt_target(folder)
+    found = _build(folder, name, target, lambda graph, to: build(graph, to, target), fingerprint)
+    layers = json.loads((folder / name / ENGINE / LAYERS).read_text())["Layers"]
+    return replace(found, facts={**found.facts, "first_layers": layers[:_FIRST_LAYERS]})
+
+
+def _build(
+    folder: Path,
+    name: str,
+    target: Target,
+    build: Callable[[Graph, Path], BuildResult] | None = None,
+    fingerprint: Mapping[str, object] | None = None,
+) -> Finding:
+    """Build and bundle, as the stages `build` and `wrap` do."""
+    module = backend(target.backend)
+    source = folder / toy.GRAPH
+    manifest = manifests.read(source, manifests.Graph)
+    graph = Graph(
+        manifest.name,
+        manifest.component,
+        manifest.precision,
+        module.graph_format,
+        source / GRAPH_FILES[module.graph_format],
+        manifest.inputs,
+    )
+    with new_folder(folder / name / ENGINE) as engine:
+        result = build(graph, engine) if build else module.build(graph, engine, target)
+        (folder / name / "build.log").write_text(result.log + "\n")
+        built = manifests.engine_from_graph(
+            manifest,
+            name=f"{name}-{toy.COMPONENT}",
+            target=name,
+            backend=target.backend,
+            builder=result.builder,
+            settings=asdict(target),
+            fingerprint={**module.fingerprint(target), **(fingerprint or {})},
+            engine=result.engine,
+            layers=result.layers,
+            dtypes=result.precisions,
+        )
+        manifests.write(engine, built)
+    with new_folder(folder / name / BUNDLE) as bundle:
+        wrap_engine(folder / name / ENGINE, bundle)
+    return passed(
+        result.builder,
+        fingerprint=dict(built.fingerprint),
+        layers=dict(result.layers),
+        precisions=dict(result.precisions),
+    )
+
+
+def _run(bundle: Path) -> Finding:
+    """Run a bundle on the GPU, with and without CUDA graphs."""
+    worst = {
+        name: toy.compare(load_bundle(bundle, "cuda", cuda_graph=cuda_graph), "cuda")
+        for name, cuda_graph in (("stream", False), ("cuda_graph", True))
+    }
+    told = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
+    return passed(f"relative L2 to PyTorch's fp32: {told}", **worst)
