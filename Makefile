@@ -77,6 +77,10 @@ verify: env ## hash DVC's cache again, and mend what is damaged; ARGS="--all --r
 experiments: env ## the table of experiments: their metrics, and the parameters that differ
 	@diffusion-engines experiments
 
+.PHONY: diff
+diff: env ## two revisions side by side, marked where it is more than noise; ARGS="v1 v2"
+	@diffusion-engines diff $(ARGS)
+
 .PHONY: publish
 publish: env ## put the proven engines of the fleet into a release, from which each machine takes its own
 	@diffusion-engines publish $(ARGS)

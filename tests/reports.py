@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from diffusion_engines import config, manifests
-from diffusion_engines.bench.breakdown import summarize
+from diffusion_engines.bench.breakdown import samples_of, summarize
 from diffusion_engines.bench.memory import PeakMemory
 from diffusion_engines.bench.results import Benchmark, write_benchmark
 from diffusion_engines.config import ENGINES
@@ -206,8 +206,9 @@ def write_latencies(
 ) -> None:
     """Engines that need 24 ms, half of it in one UNet call, and baselines that need 60 ms."""
 
-    def latency(total: float) -> dict[str, dict[str, float]]:
-        return summarize([Durations(0.1 * total, 0.8 * total, [0.5 * total], 0.1 * total)])
+    def runs(name: str, count: int) -> list[Durations]:
+        total = 0.024 if name == ENGINES else 0.060
+        return [Durations(0.1 * total, 0.8 * total, [0.5 * total], 0.1 * total)] * count
 
     runners = (*baselines, ENGINES)
     settings = config.Benchmark(
@@ -225,7 +226,8 @@ def write_latencies(
         runners=runners,
         labels={name: baseline.label for name, baseline in baselines.items()}
         | {ENGINES: f"engines, {target}"},
-        latency={name: latency(0.024 if name == ENGINES else 0.060) for name in runners},
+        latency={name: summarize(runs(name, 1)) for name in runners},
+        samples={name: samples_of(runs(name, 5)) for name in runners},
         memory={
             name: PeakMemory(2_000_000_000, 3_000_000_000 if gpus else 0, 1_000_000 if gpus else 0)
             for name in runners

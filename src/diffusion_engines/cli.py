@@ -47,6 +47,14 @@ def _parser() -> argparse.ArgumentParser:
     verify = add("verify", _verify, "hash DVC's cache again, and mend what is damaged")
     verify.add_argument("--all", action="store_true", help="not only what dvc.lock names")
     verify.add_argument("--remote", action="store_true", help="also upload what the remote lacks")
+    diff = add("diff", _diff, "two revisions side by side, and what is more than noise")
+    revision = "of git, or `workspace`; REVISION:TARGET compares one target with another"
+    diff.add_argument("before", nargs="?", default="HEAD", help=f"{revision}; HEAD")
+    diff.add_argument("after", nargs="?", default="workspace", help="likewise; workspace")
+    diff.add_argument("--fail-on", choices=["regression"], help="end with an error at one, for CI")
+    diff.add_argument(
+        "--folder", type=Path, default=Path("artifacts/diff"), help="for the page; artifacts/diff"
+    )
     doctor = add("doctor", _doctor, "find out what of TensorRT works on this machine; a page of it")
     doctor.add_argument(
         "folder", nargs="?", type=Path, default=Path("artifacts/doctor"), help="for the page"
@@ -120,6 +128,17 @@ def _verify(options: argparse.Namespace) -> None:
     report = verify_cache(Path.cwd(), everything=options.all, remote=options.remote)
     print_report(report)
     sys.exit(bool(report.left or report.remote))
+
+
+def _diff(options: argparse.Namespace) -> None:
+    from diffusion_engines.comparison.showing import compare
+
+    worse = compare(Path.cwd(), options.before, options.after, options.folder)
+    if worse and options.fail_on:
+        names = (
+            " ".join((one.target, one.component, one.what)).replace("  ", " ") for one in worse
+        )
+        sys.exit(f"worse: {', '.join(names)}")
 
 
 def _doctor(options: argparse.Namespace) -> None:

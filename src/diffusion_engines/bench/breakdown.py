@@ -56,3 +56,12 @@ def summarize(runs: Sequence[Durations]) -> dict[str, dict[str, float]]:
     table = {phase: distribution([row[phase] for row in phases]) for phase in PHASES}
     table["denoiser_call"] = distribution([s * 1e3 for run in runs for s in run.denoiser])
     return table
+
+
+def samples_of(runs: Sequence[Durations]) -> dict[str, tuple[float, ...]]:
+    """Return the milliseconds of each run by phase; a call of the denoiser as a run's median."""
+    phases = [phase_milliseconds(run) for run in runs]
+    table = {phase: tuple(round(row[phase], 3) for row in phases) for phase in PHASES}
+    calls = [float(np.median(run.denoiser)) * 1e3 for run in runs]
+    table["denoiser_call"] = tuple(round(call, 3) for call in calls)
+    return table

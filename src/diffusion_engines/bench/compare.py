@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_engines import config, manifests
-from diffusion_engines.bench.breakdown import summarize
+from diffusion_engines.bench.breakdown import samples_of, summarize
 from diffusion_engines.bench.memory import PeakMemory, peak_memory_of
 from diffusion_engines.bench.results import Benchmark
 from diffusion_engines.config import ENGINES
@@ -61,9 +61,8 @@ def benchmark_target(
     run = functools.partial(
         _sample_once, settings=settings, image=image, weights=workspace.weights, device=device
     )
-    latency = {
-        name: summarize(durations) for name, durations in _time(makers, run, settings).items()
-    }
+    timed = _time(makers, run, settings)
+    latency = {name: summarize(durations) for name, durations in timed.items()}
     memory: dict[str, PeakMemory] = {}
     for name, make in makers.items():
         with step(f"peak memory of {name}"):
@@ -83,6 +82,7 @@ def benchmark_target(
         components=components,
         settings=settings,
         bundles={name: manifests.digest(workspace.bundle(target, name)) for name in components},
+        samples={name: samples_of(durations) for name, durations in timed.items()},
     )
 
 

@@ -36,6 +36,8 @@ class Benchmark:
         components: those that have an engine, with their precisions.
         settings: of the timed runs.
         bundles: the SHA-256 of the manifest of each engine's bundle.
+        samples: ``samples[runner][phase]``, the milliseconds of each repeat, in the order in which
+            the runners took turns; of ``denoiser_call`` the median over a repeat's calls.
     """
 
     target: str
@@ -48,6 +50,7 @@ class Benchmark:
     components: Mapping[str, str]
     settings: config.Benchmark
     bundles: Mapping[str, str]
+    samples: Mapping[str, Mapping[str, tuple[float, ...]]]
 
     @property
     def baseline(self) -> str:

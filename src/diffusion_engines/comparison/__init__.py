@@ -1,0 +1,1 @@
+"""Two states of a fleet side by side: what each measured, and which changes are more than noise."""
