@@ -86,7 +86,7 @@ class Reduced:
 
 @pytest.fixture(scope="module")
 def reduced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reduced]:
-    vaes = {"sd15-taesd": TINY_VAE, "sdxl-playground": NORMALIZING_VAE}
+    vaes: dict[str, dict[str, Any]] = {"sd15-taesd": TINY_VAE, "sdxl-playground": NORMALIZING_VAE}
     found = {}
     for name in (*MODELS, *vaes):
         model = name if name in MODELS else name.split("-")[0]

@@ -166,11 +166,10 @@ def _wrong_tensors(component: Component, folder: Path, network: Any) -> Iterator
         yield f"{where}: {_some(unknown)} not in a {component.class_name} of its config"
     other = [name for name in expected if name in stored and stored[name].shape != expected[name]]
     for name in other[:_SHOWN]:
-        more = f", and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
-        yield (
-            f"{where}: {name} has the shape {stored[name].shape}, not {expected[name]} as its "
-            f"config asks for{more}"
-        )
+        found, wanted = stored[name].shape, expected[name]
+        yield f"{where}: {name} has the shape {found}, not {wanted} as its config asks for"
+    if len(other) > _SHOWN:
+        yield f"{where}: and {len(other) - _SHOWN} more of other shapes"
     foreign = {t.dtype for n, t in stored.items() if n in expected} - {*_DTYPES}
     if foreign:
         yield f"{where}: weights in {', '.join(sorted(foreign))}, not in {', '.join(_DTYPES)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffusion_engines.config import Model
 from diffusion_engines.errors import ConfigError, WeightsError
 from diffusion_engines.runtime.networks import load_network
+from diffusion_engines.weights import sources
 from diffusion_engines.weights.model import check_model
-from tests.conftest import COMPONENTS, ROOT
+from tests.conftest import COMPONENTS, ROOT, TINY, load_stage
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -265,3 +267,36 @@ def test_an_index_that_does_not_fit_its_shards_is_a_sentence(weights_copy: Path)
     check_model(weights_copy, name="sharded")
     index.write_text(json.dumps({"weight_map": {"conv_on.weight": shard}}))
     assert f"does not fit its shards, expected conv_on.weight in {shard}" in refusal(weights_copy)
+
+
+def test_a_hub_gives_no_weights_of_a_model_that_is_refused(
+    tiny_weights: Path, weights_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = load_stage("download")
+    fetched: list[int] = []
+
+    def fetch(repo: str, revision: str, wanted: Sequence[str], destination: Path) -> None:
+        sources._copy_wanted(hub, wanted, destination)
+        fetched.append(len([*destination.rglob("*.safetensors")]))
+
+    monkeypatch.setattr(sources, "copy_from_hub", fetch)
+    model = Model(
+        name="tiny",
+        source="hub",
+        folder=str(TINY),
+        repo="someone/model",
+        revision="0123456",
+        seed=0,
+        dtype="fp32",
+        parameters={},
+        lora_folder="",
+        loras=[],
+    )
+    hub = tiny_weights
+    stage.fill(model, tmp_path / "sound")
+    assert fetched == [0, 3]
+    hub = weights_copy
+    change(hub, "unet/config.json", num_class_embeds=10)
+    with pytest.raises(WeightsError, match="cannot be built from someone/model at 0123456"):
+        stage.fill(model, tmp_path / "refused")
+    assert fetched == [0, 3, 0]
