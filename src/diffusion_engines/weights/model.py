@@ -13,15 +13,18 @@ from typing import Any
 
 import torch
 
+from diffusion_engines.config import Dynamic, Image
 from diffusion_engines.errors import WeightsError
 from diffusion_engines.families import family_of
-from diffusion_engines.families.base import Component, Family, Keys
+from diffusion_engines.families.base import Component, Family, Keys, Model, outputs_of
 from diffusion_engines.families.noise_schedules import changed_by, scheduler_class
 from diffusion_engines.runtime.networks import (
+    NetworkModule,
     network_class,
     network_from_config,
     read_config,
     read_object,
+    tensor_dtype,
 )
 from diffusion_engines.weights.check import stored_tensors
 
@@ -33,6 +36,8 @@ _LEFT_OVER = re.compile(r"(^|\.)position_ids$")
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_ATTENTION = re.compile(rf"\.({'|'.join(_OLD_NAMES)})\.(weight|bias)$")
 _SHOWN = 3
+# Of latents, to try a network with; UNets halve it a few times.
+_EDGE = 64
 
 
 def check_model(folder: Path, *, name: str, weights: bool = True) -> None:
@@ -58,11 +63,14 @@ def check_model(folder: Path, *, name: str, weights: bool = True) -> None:
         *_wrong_keys(family.keys, index, "model_index.json"),
     ]
     configs: dict[str, dict[str, Any]] = {}
+    networks: dict[str, Any] = {}
     for component in family.components.values():
-        found = _wrong_network(component, folder, weights, configs)
+        found = _wrong_network(component, folder, weights, configs, networks)
         problems += _or_message(found, folder)
     if configs.keys() == family.components.keys():
         problems += _misfits(family, configs)
+        if not problems:
+            problems += _wrong_calls(family, Model(family, index, configs, {}, {}), networks)
     for encoder, tokenizer in family.tokenizers.items():
         found = _wrong_tokenizer(family, folder, index, tokenizer, configs.get(encoder, {}))
         problems += _or_message(found, folder)
@@ -114,9 +122,13 @@ def _wrong_keys(keys: Keys | None, config: Mapping[str, Any], file: str) -> Iter
 
 
 def _wrong_network(
-    component: Component, model: Path, weights: bool, configs: dict[str, dict[str, Any]]
+    component: Component,
+    model: Path,
+    weights: bool,
+    configs: dict[str, dict[str, Any]],
+    networks: dict[str, Any],
 ) -> Iterator[str]:
-    """Yield what is wrong with a network; put its config into ``configs``."""
+    """Yield what is wrong with a network; put it and its config where the others are."""
     folder, file = model / component.folder, f"{component.folder}/config.json"
     published = read_object(folder / "config.json")
     named = published.get("_class_name", component.class_name)
@@ -133,7 +145,7 @@ def _wrong_network(
         if not wrong:
             yield f"{file}: no {component.class_name} can be made of it: {_said(error)}"
         return
-    configs[component.name] = config
+    configs[component.name], networks[component.name] = config, network
     if weights:
         yield from _wrong_tensors(component, folder, network)
 
@@ -185,6 +197,33 @@ def _misfits(family: Family, configs: Mapping[str, Mapping[str, Any]]) -> Iterat
         value, expected = fit.value(configs), fit.expected(configs)
         if value != expected:
             yield f"{fit.one}: {_shown(value)}; {fit.other}: {_shown(expected)}"
+
+
+def _wrong_calls(family: Family, model: Model, networks: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which networks cannot do what engines do, on shapes alone."""
+    factor = family.pixels_per_latent(model.configs)
+    edge = _EDGE * factor
+    image = Image(height=edge, width=edge, batch_size=1, vae_scale_factor=factor)
+    for name, component in family.components.items():
+        module = NetworkModule(component, networks[name]).eval()
+        try:
+            inputs = component.inputs(model.configs[name], image, Dynamic(None, None, None))
+            tensors = [
+                torch.empty(spec.size, dtype=tensor_dtype(spec.dtype, torch.float32), device="meta")
+                for spec in inputs
+            ]
+            with torch.no_grad():
+                if component is family.decoder:
+                    result = family.decode({name: module}, model, tensors[0])
+                else:
+                    result = outputs_of(module(*tensors))[0]
+        except Exception as error:  # whatever its layers say to what they are given
+            yield f"{component.folder}: cannot be called as engines are: {_said(error)}"
+            continue
+        expected = {"denoiser": _EDGE, "decoder": edge}.get(component.role)
+        found = tuple(result.shape[-2:])
+        if expected is not None and found != (expected, expected):
+            yield f"{component.folder}: makes {found} of latents {(_EDGE, _EDGE)}, not {expected}"
 
 
 def _wrong_tokenizer(

@@ -75,6 +75,10 @@ def test_sound_models_pass(tiny_weights: Path) -> None:
         ("vae/config.json", {"shift_factor": 0.1}, "shift_factor is 0.1, not null or 0"),
         ("vae/config.json", {"out_channels": 4}, "pictures have three channels"),
         ("vae/config.json", {"quantization_config": {"bits": 4}}, "floating point alone"),
+        # What fails in a call alone.
+        ("vae/config.json", {"scaling_factor": None}, "vae: cannot be called as engines are: Type"),
+        ("unet/config.json", {"norm_eps": "small"}, "unet: cannot be called as engines are: Type"),
+        ("vae/config.json", {"up_block_types": []}, "vae: "),
         # Contradictions.
         ("unet/config.json", {"_class_name": "UNet2DModel"}, "_class_name is UNet2DModel, not"),
         ("unet/config.json", {"block_out_channels": [32]}, "no UNet2DConditionModel can be made"),
