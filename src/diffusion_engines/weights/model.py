@@ -71,8 +71,8 @@ def check_model(folder: Path, *, name: str, weights: bool = True) -> None:
         problems += _misfits(family, configs)
         if not problems:
             problems += _wrong_calls(family, Model(family, index, configs, {}, {}), networks)
-    for encoder, tokenizer in family.tokenizers.items():
-        found = _wrong_tokenizer(family, folder, index, tokenizer, configs.get(encoder, {}))
+    for encoder in family.tokenizers:
+        found = _wrong_tokenizer(family, folder, index, encoder, configs.get(encoder, {}))
         problems += _or_message(found, folder)
     problems += _or_message(_wrong_schedule(family, folder, index), folder)
     if problems:
@@ -230,9 +230,10 @@ def _wrong_tokenizer(
     family: Family,
     model: Path,
     index: Mapping[str, Any],
-    name: str,
-    encoder: Mapping[str, Any],
+    encoder: str,
+    config: Mapping[str, Any],
 ) -> Iterator[str]:
+    name = family.tokenizers[encoder]
     entry, folder = index.get(name), model / name
     class_name = str(entry[-1]) if isinstance(entry, list) and entry else ""
     if class_name not in family.tokenizer_files:
@@ -256,18 +257,18 @@ def _wrong_tokenizer(
             f"{name}: model_max_length is {tokenizer.model_max_length}, not {family.tokens}, "
             "which is the length of the text encoder's input"
         )
-    known = encoder.get("vocab_size")
-    if known is not None and (largest := max(vocabulary.values())) >= known:
+    known, largest = config.get("vocab_size"), max(vocabulary.values())
+    if known is not None and largest >= known:
         yield f"{name}: has a token {largest}, and the text encoder's vocab_size is {known}"
-    ends = tokenizer.eos_token_id
-    if ids[0] != tokenizer.bos_token_id or ends not in ids:
+    end = tokenizer.eos_token_id
+    if ids[0] != tokenizer.bos_token_id or end not in ids:
         yield f"{name}: puts no token of the begin before a text, or none of the end after it"
-    # The pooled embedding is that of the end; 2 stands for the largest token, as in old configs:
-    # https://github.com/huggingface/transformers/pull/24773
-    if (end := encoder.get("eos_token_id")) is not None and end not in (2, ends):
-        yield f"{name}: ends a text with {ends}, and the text encoder's eos_token_id is {end}"
-    if encoder.get("eos_token_id") == 2 and ends != max(vocabulary.values()):
-        yield f"{name}: ends a text with {ends}, which has to be the largest token for this encoder"
+    if "pooled embedding" in family.components[encoder].gives and config:
+        # It is taken at the end, for which 2 in old configs means the largest token:
+        # https://github.com/huggingface/transformers/pull/24773
+        wanted = largest if config["eos_token_id"] == 2 else config["eos_token_id"]
+        if end != wanted:
+            yield f"{name}: ends a text with {end}, and {encoder} looks for {wanted}"
 
 
 def _holds(path: Path) -> bool:

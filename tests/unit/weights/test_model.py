@@ -19,6 +19,7 @@ from diffusion_engines.runtime.networks import load_network
 from diffusion_engines.weights import sources
 from diffusion_engines.weights.model import check_model
 from tests.conftest import COMPONENTS, ROOT, TINY, load_stage
+from tests.models import reduce_architecture
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -65,7 +66,6 @@ def test_sound_models_pass(tiny_weights: Path) -> None:
         ("unet/config.json", {"cross_attention_dim": 64}, "cross_attention_dim of the UNet: 64; "),
         ("text_encoder/config.json", {"hidden_size": 64}, "(hidden_size): 64"),
         ("text_encoder/config.json", {"vocab_size": 100}, "has a token 513, and the text encoder"),
-        ("text_encoder/config.json", {"eos_token_id": 7}, "ends a text with 513, and the text"),
         ("vae/config.json", {"latent_channels": 16}, "latent_channels of the VAE: 16"),
         # What no engine computes.
         ("text_encoder/config.json", {"max_position_embeddings": 248}, "is 248, not 77"),
@@ -185,6 +185,24 @@ def test_a_model_without_its_tokenizer_is_refused(weights_copy: Path) -> None:
     assert "merges.txt missing or empty" in refusal(weights_copy)
     shutil.copytree(ROOT / "models/lemon/tokenizer", weights_copy / "tokenizer")  # of another model
     assert "has a token 653, and the text encoder's vocab_size is 514" in refusal(weights_copy)
+
+
+def test_what_sdxl_has_besides_fits_too(tmp_path: Path) -> None:
+    reduce_architecture(ROOT / "conf/architecture/sdxl", tmp_path / "sdxl")
+    check_model(tmp_path / "sdxl", name="sdxl", weights=False)
+    # The pooled embedding is that of the end of a text.
+    change(tmp_path / "sdxl", "text_encoder_2/config.json", eos_token_id=7, projection_dim=12)
+    change(tmp_path / "sdxl", "unet/config.json", addition_embed_type=None)
+    change(tmp_path / "sdxl", "vae/config.json", latents_mean=[0.0] * 3)
+    with pytest.raises(WeightsError) as raised:
+        check_model(tmp_path / "sdxl", name="sdxl", weights=False)
+    for said in (
+        "tokenizer_2: ends a text with 49407, and text_encoder_2 looks for 7",
+        "projection_dim of text_encoder_2 and 6 times its addition_time_embed_dim: 204",
+        "addition_embed_type is null, not text_time",
+        "latents_mean and latents_std of the VAE: [3, 0]; its latent_channels: [4, 4]",
+    ):
+        assert said in raised.value.found
 
 
 def test_everything_that_is_wrong_is_said_at_once(weights_copy: Path) -> None:
