@@ -31,8 +31,8 @@ IMAGE = Image(height=128, width=128, batch_size=1, vae_scale_factor=8)
 STATIC = Dynamic(batch_size=None, height=None, width=None)
 
 
-def stage_config(name: str) -> type[Any]:
-    """Return the dataclass in which a stage's script declares what it reads."""
+def load_stage(name: str) -> Any:
+    """Return a stage's script as a module."""
     path = ROOT / "stages" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"stage_{name}", path)
     assert spec
@@ -40,7 +40,13 @@ def stage_config(name: str) -> type[Any]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module.Config
+    return module
+
+
+def stage_config(name: str) -> type[Any]:
+    """Return the dataclass in which a stage's script declares what it reads."""
+    config: type[Any] = load_stage(name).Config
+    return config
 
 
 def pytest_configure() -> None:

@@ -86,12 +86,13 @@ class Reduced:
 
 @pytest.fixture(scope="module")
 def reduced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reduced]:
-    vaes = {"sd15-taesd": TINY_VAE, "sdxl-playground": NORMALIZING_VAE}
+    vaes: dict[str, dict[str, Any]] = {"sd15-taesd": TINY_VAE, "sdxl-playground": NORMALIZING_VAE}
     found = {}
     for name in (*MODELS, *vaes):
         model = name if name in MODELS else name.split("-")[0]
         folder = tmp_path_factory.mktemp(name)
         weights = write_reduced_weights(model, folder, vae=vaes.get(name))
+        check_model(weights, name=name)
         found[name] = Reduced(name, weights, small_image(model))
     return found
 
@@ -275,7 +276,7 @@ def test_configs_with_nothing_but_what_has_no_default_make_the_same_pictures(
     vae = json.loads((weights / "vae/config.json").read_text())
     assert "scaling_factor" not in vae
     assert "time_cond_proj_dim" not in json.loads((weights / "unet/config.json").read_text())
-    check_model(weights, name=name)
+    check_model(weights, name=name)  # as `download` does
     own = own_pipeline(model, "euler")
     expected = paint(own, model, "blurry")
     assert expected.std() > 0.01

@@ -395,7 +395,9 @@ def text_width(configs: Configs) -> int:
 def _normalized_channels(configs: Configs) -> list[int] | None:
     """Return how many means and standard deviations a VAE has; None: neither."""
     both = [configs[VAE_DECODER.name].get(key) for key in ("latents_mean", "latents_std")]
-    return None if both == [None, None] else [len(values or ()) for values in both]
+    if both == [None, None]:
+        return None
+    return [len(values) if isinstance(values, list) else 0 for values in both]
 
 
 # What any UNet with CLIP and a VAE have to agree on.

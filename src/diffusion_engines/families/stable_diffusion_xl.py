@@ -118,8 +118,8 @@ _UNET_KEYS = Keys(
 
 def _added_features(configs: Configs) -> int:
     """Return the features of the added conditions: the pooled embedding and the sinusoids."""
-    sinusoids = int(configs["unet"]["addition_time_embed_dim"])
-    return int(configs["text_encoder_2"]["projection_dim"]) + SIZES * sinusoids
+    sinusoids = SIZES * int(configs["unet"]["addition_time_embed_dim"] or 0)
+    return int(configs["text_encoder_2"]["projection_dim"] or 0) + sinusoids
 
 
 def _options(index: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,15 +13,18 @@ from typing import Any
 
 import torch
 
+from diffusion_engines.config import Dynamic, Image
 from diffusion_engines.errors import WeightsError
 from diffusion_engines.families import family_of
-from diffusion_engines.families.base import Component, Family, Keys
+from diffusion_engines.families.base import Component, Family, Keys, Model, outputs_of
 from diffusion_engines.families.noise_schedules import changed_by, scheduler_class
 from diffusion_engines.runtime.networks import (
+    NetworkModule,
     network_class,
     network_from_config,
     read_config,
     read_object,
+    tensor_dtype,
 )
 from diffusion_engines.weights.check import stored_tensors
 
@@ -33,6 +36,8 @@ _LEFT_OVER = re.compile(r"(^|\.)position_ids$")
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_ATTENTION = re.compile(rf"\.({'|'.join(_OLD_NAMES)})\.(weight|bias)$")
 _SHOWN = 3
+# Of latents, to try a network with; UNets halve it a few times.
+_EDGE = 64
 
 
 def check_model(folder: Path, *, name: str, weights: bool = True) -> None:
@@ -58,13 +63,16 @@ def check_model(folder: Path, *, name: str, weights: bool = True) -> None:
         *_wrong_keys(family.keys, index, "model_index.json"),
     ]
     configs: dict[str, dict[str, Any]] = {}
+    networks: dict[str, Any] = {}
     for component in family.components.values():
-        found = _wrong_network(component, folder, weights, configs)
+        found = _wrong_network(component, folder, weights, configs, networks)
         problems += _or_message(found, folder)
     if configs.keys() == family.components.keys():
         problems += _misfits(family, configs)
-    for encoder, tokenizer in family.tokenizers.items():
-        found = _wrong_tokenizer(family, folder, index, tokenizer, configs.get(encoder, {}))
+        if not problems:
+            problems += _wrong_calls(family, Model(family, index, configs, {}, {}), networks)
+    for encoder in family.tokenizers:
+        found = _wrong_tokenizer(family, folder, index, encoder, configs.get(encoder, {}))
         problems += _or_message(found, folder)
     problems += _or_message(_wrong_schedule(family, folder, index), folder)
     if problems:
@@ -114,9 +122,13 @@ def _wrong_keys(keys: Keys | None, config: Mapping[str, Any], file: str) -> Iter
 
 
 def _wrong_network(
-    component: Component, model: Path, weights: bool, configs: dict[str, dict[str, Any]]
+    component: Component,
+    model: Path,
+    weights: bool,
+    configs: dict[str, dict[str, Any]],
+    networks: dict[str, Any],
 ) -> Iterator[str]:
-    """Yield what is wrong with a network; put its config into ``configs``."""
+    """Yield what is wrong with a network; put it and its config where the others are."""
     folder, file = model / component.folder, f"{component.folder}/config.json"
     published = read_object(folder / "config.json")
     named = published.get("_class_name", component.class_name)
@@ -133,7 +145,7 @@ def _wrong_network(
         if not wrong:
             yield f"{file}: no {component.class_name} can be made of it: {_said(error)}"
         return
-    configs[component.name] = config
+    configs[component.name], networks[component.name] = config, network
     if weights:
         yield from _wrong_tensors(component, folder, network)
 
@@ -166,11 +178,10 @@ def _wrong_tensors(component: Component, folder: Path, network: Any) -> Iterator
         yield f"{where}: {_some(unknown)} not in a {component.class_name} of its config"
     other = [name for name in expected if name in stored and stored[name].shape != expected[name]]
     for name in other[:_SHOWN]:
-        more = f", and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
-        yield (
-            f"{where}: {name} has the shape {stored[name].shape}, not {expected[name]} as its "
-            f"config asks for{more}"
-        )
+        found, wanted = stored[name].shape, expected[name]
+        yield f"{where}: {name} has the shape {found}, not {wanted} as its config asks for"
+    if len(other) > _SHOWN:
+        yield f"{where}: and {len(other) - _SHOWN} more of other shapes"
     foreign = {t.dtype for n, t in stored.items() if n in expected} - {*_DTYPES}
     if foreign:
         yield f"{where}: weights in {', '.join(sorted(foreign))}, not in {', '.join(_DTYPES)}"
@@ -188,13 +199,41 @@ def _misfits(family: Family, configs: Mapping[str, Mapping[str, Any]]) -> Iterat
             yield f"{fit.one}: {_shown(value)}; {fit.other}: {_shown(expected)}"
 
 
+def _wrong_calls(family: Family, model: Model, networks: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which networks cannot do what engines do, on shapes alone."""
+    factor = family.pixels_per_latent(model.configs)
+    edge = _EDGE * factor
+    image = Image(height=edge, width=edge, batch_size=1, vae_scale_factor=factor)
+    for name, component in family.components.items():
+        module = NetworkModule(component, networks[name]).eval()
+        try:
+            inputs = component.inputs(model.configs[name], image, Dynamic(None, None, None))
+            tensors = [
+                torch.empty(spec.size, dtype=tensor_dtype(spec.dtype, torch.float32), device="meta")
+                for spec in inputs
+            ]
+            with torch.no_grad():
+                if component is family.decoder:
+                    result = family.decode({name: module}, model, tensors[0])
+                else:
+                    result = outputs_of(module(*tensors))[0]
+        except Exception as error:  # whatever its layers say to what they are given
+            yield f"{component.folder}: cannot be called as engines are: {_said(error)}"
+            continue
+        expected = {"denoiser": _EDGE, "decoder": edge}.get(component.role)
+        found = tuple(result.shape[-2:])
+        if expected is not None and found != (expected, expected):
+            yield f"{component.folder}: makes {found} of latents {(_EDGE, _EDGE)}, not {expected}"
+
+
 def _wrong_tokenizer(
     family: Family,
     model: Path,
     index: Mapping[str, Any],
-    name: str,
-    encoder: Mapping[str, Any],
+    encoder: str,
+    config: Mapping[str, Any],
 ) -> Iterator[str]:
+    name = family.tokenizers[encoder]
     entry, folder = index.get(name), model / name
     class_name = str(entry[-1]) if isinstance(entry, list) and entry else ""
     if class_name not in family.tokenizer_files:
@@ -218,18 +257,18 @@ def _wrong_tokenizer(
             f"{name}: model_max_length is {tokenizer.model_max_length}, not {family.tokens}, "
             "which is the length of the text encoder's input"
         )
-    known = encoder.get("vocab_size")
-    if known is not None and (largest := max(vocabulary.values())) >= known:
+    known, largest = config.get("vocab_size"), max(vocabulary.values())
+    if known is not None and largest >= known:
         yield f"{name}: has a token {largest}, and the text encoder's vocab_size is {known}"
-    ends = tokenizer.eos_token_id
-    if ids[0] != tokenizer.bos_token_id or ends not in ids:
+    end = tokenizer.eos_token_id
+    if ids[0] != tokenizer.bos_token_id or end not in ids:
         yield f"{name}: puts no token of the begin before a text, or none of the end after it"
-    # The pooled embedding is that of the end; 2 stands for the largest token, as in old configs:
-    # https://github.com/huggingface/transformers/pull/24773
-    if (end := encoder.get("eos_token_id")) is not None and end not in (2, ends):
-        yield f"{name}: ends a text with {ends}, and the text encoder's eos_token_id is {end}"
-    if encoder.get("eos_token_id") == 2 and ends != max(vocabulary.values()):
-        yield f"{name}: ends a text with {ends}, which has to be the largest token for this encoder"
+    if "pooled embedding" in family.components[encoder].gives and config:
+        # It is taken at the end, for which 2 in old configs means the largest token:
+        # https://github.com/huggingface/transformers/pull/24773
+        wanted = largest if config["eos_token_id"] == 2 else config["eos_token_id"]
+        if end != wanted:
+            yield f"{name}: ends a text with {end}, and {encoder} looks for {wanted}"
 
 
 def _holds(path: Path) -> bool:

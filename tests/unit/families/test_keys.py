@@ -22,7 +22,7 @@ from diffusion_engines.runtime.networks import (
     network_from_config,
     read_config,
 )
-from tests.conftest import COMPONENTS, IMAGE, STATIC, TINY
+from tests.conftest import COMPONENTS, IMAGE, ROOT, STATIC, TINY
 
 # What libraries and pipelines look up in a config beyond the parameters of its class.
 LOOKED_UP = {
@@ -73,6 +73,25 @@ def test_every_key_of_an_index_has_one_place(family: Family) -> None:
     known = parameters(getattr(diffusers, family.class_name))
     assert places(family.keys) | modules == {*known}
     assert not places(family.keys) & modules
+
+
+@pytest.mark.parametrize("component", NETWORKS.values(), ids=NETWORKS)
+def test_the_guide_lists_every_key_that_is_refused(component: Component) -> None:
+    page = (ROOT / "docs/models.md").read_text()
+    rows = [line.split("|")[1:4] for line in page.splitlines() if line.startswith("| ")]
+    assert component.keys
+    for key, only in component.keys.only.items():
+        taken = [
+            values
+            for classes, keys, values in rows
+            if f"`{key}`" in keys and (f"`{component.class_name}`" in classes or "every" in classes)
+        ]
+        assert len(taken) == 1, key
+        for value in only.values:
+            written = (
+                "null" if value is None else "0" if value == 0.0 and value is not False else value
+            )
+            assert f"`{written}`" in taken[0], (key, value)
 
 
 def test_every_key_of_a_noise_schedule_is_of_training_or_of_solving() -> None:

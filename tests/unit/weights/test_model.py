@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffusion_engines.config import Model
 from diffusion_engines.errors import ConfigError, WeightsError
 from diffusion_engines.runtime.networks import load_network
+from diffusion_engines.weights import sources
 from diffusion_engines.weights.model import check_model
-from tests.conftest import COMPONENTS, ROOT
+from tests.conftest import COMPONENTS, ROOT, TINY, load_stage
+from tests.models import reduce_architecture
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -63,7 +66,6 @@ def test_sound_models_pass(tiny_weights: Path) -> None:
         ("unet/config.json", {"cross_attention_dim": 64}, "cross_attention_dim of the UNet: 64; "),
         ("text_encoder/config.json", {"hidden_size": 64}, "(hidden_size): 64"),
         ("text_encoder/config.json", {"vocab_size": 100}, "has a token 513, and the text encoder"),
-        ("text_encoder/config.json", {"eos_token_id": 7}, "ends a text with 513, and the text"),
         ("vae/config.json", {"latent_channels": 16}, "latent_channels of the VAE: 16"),
         # What no engine computes.
         ("text_encoder/config.json", {"max_position_embeddings": 248}, "is 248, not 77"),
@@ -73,6 +75,10 @@ def test_sound_models_pass(tiny_weights: Path) -> None:
         ("vae/config.json", {"shift_factor": 0.1}, "shift_factor is 0.1, not null or 0"),
         ("vae/config.json", {"out_channels": 4}, "pictures have three channels"),
         ("vae/config.json", {"quantization_config": {"bits": 4}}, "floating point alone"),
+        # What fails in a call alone.
+        ("vae/config.json", {"scaling_factor": None}, "vae: cannot be called as engines are: Type"),
+        ("unet/config.json", {"norm_eps": "small"}, "unet: cannot be called as engines are: Type"),
+        ("vae/config.json", {"up_block_types": []}, "vae: "),
         # Contradictions.
         ("unet/config.json", {"_class_name": "UNet2DModel"}, "_class_name is UNet2DModel, not"),
         ("unet/config.json", {"block_out_channels": [32]}, "no UNet2DConditionModel can be made"),
@@ -181,6 +187,24 @@ def test_a_model_without_its_tokenizer_is_refused(weights_copy: Path) -> None:
     assert "has a token 653, and the text encoder's vocab_size is 514" in refusal(weights_copy)
 
 
+def test_what_sdxl_has_besides_fits_too(tmp_path: Path) -> None:
+    reduce_architecture(ROOT / "conf/architecture/sdxl", tmp_path / "sdxl")
+    check_model(tmp_path / "sdxl", name="sdxl", weights=False)
+    # The pooled embedding is that of the end of a text.
+    change(tmp_path / "sdxl", "text_encoder_2/config.json", eos_token_id=7, projection_dim=12)
+    change(tmp_path / "sdxl", "unet/config.json", addition_embed_type=None)
+    change(tmp_path / "sdxl", "vae/config.json", latents_mean=[0.0] * 3)
+    with pytest.raises(WeightsError) as raised:
+        check_model(tmp_path / "sdxl", name="sdxl", weights=False)
+    for said in (
+        "tokenizer_2: ends a text with 49407, and text_encoder_2 looks for 7",
+        "projection_dim of text_encoder_2 and 6 times its addition_time_embed_dim: 204",
+        "addition_embed_type is null, not text_time",
+        "latents_mean and latents_std of the VAE: [3, 0]; its latent_channels: [4, 4]",
+    ):
+        assert said in raised.value.found
+
+
 def test_everything_that_is_wrong_is_said_at_once(weights_copy: Path) -> None:
     change(weights_copy, "unet/config.json", encoder_hid_dim=16, attention_type="gated")
     change(weights_copy, "vae/config.json", shift_factor=0.1)
@@ -265,3 +289,36 @@ def test_an_index_that_does_not_fit_its_shards_is_a_sentence(weights_copy: Path)
     check_model(weights_copy, name="sharded")
     index.write_text(json.dumps({"weight_map": {"conv_on.weight": shard}}))
     assert f"does not fit its shards, expected conv_on.weight in {shard}" in refusal(weights_copy)
+
+
+def test_a_hub_gives_no_weights_of_a_model_that_is_refused(
+    tiny_weights: Path, weights_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = load_stage("download")
+    fetched: list[int] = []
+
+    def fetch(repo: str, revision: str, wanted: Sequence[str], destination: Path) -> None:
+        sources._copy_wanted(hub, wanted, destination)
+        fetched.append(len([*destination.rglob("*.safetensors")]))
+
+    monkeypatch.setattr(sources, "copy_from_hub", fetch)
+    model = Model(
+        name="tiny",
+        source="hub",
+        folder=str(TINY),
+        repo="someone/model",
+        revision="0123456",
+        seed=0,
+        dtype="fp32",
+        parameters={},
+        lora_folder="",
+        loras=[],
+    )
+    hub = tiny_weights
+    stage.fill(model, tmp_path / "sound")
+    assert fetched == [0, 3]
+    hub = weights_copy
+    change(hub, "unet/config.json", num_class_embeds=10)
+    with pytest.raises(WeightsError, match="cannot be built from someone/model at 0123456"):
+        stage.fill(model, tmp_path / "refused")
+    assert fetched == [0, 3, 0]
