@@ -86,7 +86,8 @@ def fill(model: config.Model, folder: Path) -> None:
     if model.source == "hub":
         if not (model.repo and model.revision):
             raise ConfigError("model.repo and model.revision are needed for the hub (conf/model/)")
-        with step(f"download {model.repo}"):
+        with step(f"download {model.repo}") as running:
+            running.now = sources.hub_progress(model.repo)
             wanted = family_of(Path(model.folder)).wanted
             sources.copy_from_hub(model.repo, model.revision, wanted, folder)
     elif model.source == "local":
