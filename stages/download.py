@@ -133,7 +133,8 @@ def fill(model: config.Model, folder: Path) -> None:
     if model.source == "hub":
         if not (model.repo and model.revision):
             raise ConfigError("model.repo and model.revision are needed for the hub (conf/model/)")
-        with step(f"download {model.repo}"):
+        with step(f"download {model.repo}") as running:
+            running.now = sources.hub_progress(model.repo)
             family = family_of(Path(model.folder))
             # What is wrong with the small files is said before gigabytes are fetched.
             sources.copy_from_hub(model.repo, model.revision, family.wanted_first, folder)

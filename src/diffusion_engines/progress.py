@@ -7,7 +7,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO, TypeVar
@@ -21,6 +21,14 @@ _HEARTBEAT_SECONDS = 5.0 if sys.stderr.isatty() else 15.0
 
 
 @dataclass
+class Step:
+    """A step that runs; ``now`` says what it is at, or waits for, while it is slow."""
+
+    name: str
+    now: Callable[[], str] = str
+
+
+@dataclass
 class StepLog:
     """Wall time and peak memory of the named steps of one stage.
 
@@ -31,18 +39,19 @@ class StepLog:
     peak_memory_before: int = 0
 
     @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
+    def step(self, name: str) -> Iterator[Step]:
         """Run a block as a named step; a line appears at its end, and while it is slow."""
+        running = Step(name)
         started = time.perf_counter()
         self.peak_memory_before = self.whole_peak_memory_bytes()
         _reset_peak_memory()
         done = threading.Event()
         heartbeat = threading.Thread(
-            target=_report_slow_step, args=(name, started, done, sys.stderr), daemon=True
+            target=_report_slow_step, args=(running, started, done, sys.stderr), daemon=True
         )
         heartbeat.start()
         try:
-            yield
+            yield running
         finally:
             done.set()
             heartbeat.join()
@@ -60,12 +69,15 @@ step = LOG.step
 
 
 def _report_slow_step(
-    name: str, started: float, done: threading.Event, stream: TextIO | None
+    running: Step, started: float, done: threading.Event, stream: TextIO | None
 ) -> None:
     # The stream of the step's start: a step may send what a library prints to a file.
     while not done.wait(_HEARTBEAT_SECONDS):
         elapsed = time.perf_counter() - started
-        print(f"  {name} … {elapsed:.0f} s", file=stream, flush=True)
+        now = running.now()
+        print(
+            f"  {running.name} … {elapsed:.0f} s{': ' if now else ''}{now}", file=stream, flush=True
+        )
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> tqdm[T]:

@@ -36,9 +36,11 @@ def read_mapping(path: Path) -> DictConfig:
         raise _unreadable(path, f"{line}: the byte 0x{byte:02x} is not UTF-8") from error
     except YAMLError as error:
         raise _unreadable(path, _what(error, data)) from error
+    except AssertionError as error:  # OmegaConf's, of a file that is one value
+        raise _unreadable(path, "a value where keys should be") from error
     # A value: `!!int x`, a date, a list in itself, an interpolation that does not end.
     except (ValueError, RecursionError, OmegaConfBaseException) as error:
-        raise _unreadable(path, str(error).splitlines()[0]) from error
+        raise _unreadable(path, "".join(str(error).splitlines()[:1])) from error
     if not isinstance(content, DictConfig):
         raise _unreadable(path, "a list where keys should be")
     return content

@@ -85,25 +85,32 @@ def test_a_missed_gate_writes_the_metrics_and_fails(clone: Clone) -> None:
     assert (clone.path / "artifacts/validation/cpu/image-00.png").is_file()
 
 
-def test_a_corrupt_graph_is_caught_by_its_hash_and_the_printed_remedy_cures_it(
-    clone: Clone,
-) -> None:
-    folder = clone.path / "artifacts/onnx/unet-fp16"
-    graph = folder / "model.onnx.data"
-    oid = hashlib.md5(graph.read_bytes()).hexdigest()
-    in_cache = clone.path / ".dvc/cache/files/md5" / oid[:2] / oid[2:]
-    for path in (graph, in_cache):  # as where it was checked out from a damaged cache
-        data = bytearray(path.read_bytes())
-        data[1000] ^= 1
-        path.chmod(0o644)
-        path.write_bytes(data)
-        path.chmod(0o444)
+def test_a_corrupt_graph_is_caught_by_its_hash(clone: Clone) -> None:
+    flip_a_bit(clone.path / "artifacts/onnx/unet-fp16/model.onnx.data")
     done = clone.run(sys.executable, "stages/build.py", "+engine=rtx-unet", check=False)
     assert done.status == 1
     assert "model.onnx.data is damaged" in done.output
     assert "Traceback" not in done.output
     assert (clone.path / "artifacts/engines/rtx/unet/engine.plan").is_file()
 
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    path.chmod(0o444)  # as DVC keeps the objects of its cache
+
+
+@long  # tests/unit/test_verify.py has each kind of damage and cure
+def test_the_printed_remedy_cures_a_damaged_cache(clone: Clone) -> None:
+    folder = clone.path / "artifacts/onnx/unet-fp16"
+    graph = folder / "model.onnx.data"
+    oid = hashlib.md5(graph.read_bytes()).hexdigest()
+    flip_a_bit(clone.path / ".dvc/cache/files/md5" / oid[:2] / oid[2:])
+    shutil.rmtree(folder)
+    clone.run("dvc", "checkout", "--force")  # of the damaged object, without a word
+    done = clone.run(sys.executable, "stages/build.py", "+engine=rtx-unet", check=False)
     remedy = "`rm -rf artifacts/onnx/unet-fp16`, `diffusion-engines verify`, `dvc repro`"
     assert remedy in done.output
     shutil.rmtree(folder)

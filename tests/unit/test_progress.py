@@ -37,6 +37,16 @@ def test_a_slow_step_shows_that_it_lives(
     assert capsys.readouterr().err.count("build … 0 s") >= 2
 
 
+def test_a_slow_step_says_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_HEARTBEAT_SECONDS", 0.05)
+    with StepLog().step("download") as running:
+        running.now = lambda: "waiting for the hub"
+        time.sleep(0.2)
+    assert "  download … 0 s: waiting for the hub\n" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK),
     reason="this system cannot start a new peak of a process's memory",

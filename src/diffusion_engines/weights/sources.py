@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from diffusion_engines.errors import ConfigError, WeightsError
 from diffusion_engines.families import family_of
 
 
 def copy_from_hub(repo: str, revision: str, wanted: Sequence[str], destination: Path) -> None:
-    """Download one commit of a hub repository; what was fetched before a stop is kept.
+    """Download one commit of a hub repository; files that were fetched whole before are kept.
+
+    A connection that is silent for ``HF_HUB_DOWNLOAD_TIMEOUT`` seconds (10, unless the environment
+    says otherwise) is given up and tried again, a file from where it broke off; after six times
+    without a byte the download ends.
 
     The token comes from the environment (``HF_TOKEN``, or the hub's own login) and is handled by
     huggingface_hub alone.
@@ -32,9 +39,10 @@ def copy_from_hub(repo: str, revision: str, wanted: Sequence[str], destination: 
 
     where = f"{repo} at {revision}"
     try:
-        snapshot = huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=list(wanted)
-        )
+        with _clients_that_give_up():
+            snapshot = huggingface_hub.snapshot_download(
+                repo, revision=revision, allow_patterns=list(wanted)
+            )
     except errors.GatedRepoError as error:
         raise WeightsError(
             f"the hub does not give out {where}",
@@ -65,12 +73,87 @@ def copy_from_hub(repo: str, revision: str, wanted: Sequence[str], destination: 
             ) from error
         raise WeightsError(
             f"the hub could not be reached for {where}",
-            found=": ".join([type(error).__name__, *str(error).splitlines()[:1]]),
+            found=_reason(error),
             fix="check the network, a proxy, or HF_ENDPOINT if you use a mirror, and run again:\n"
-            "what was already fetched is kept. Without a hub: model.source=local with the folder\n"
-            "of a downloaded model, or `dvc pull artifacts/weights` from a remote",
+            "files that were fetched whole are kept. For a slow network, HF_HUB_DOWNLOAD_TIMEOUT\n"
+            "sets how many seconds the hub may be silent. Without a hub: model.source=local with\n"
+            "the folder of a downloaded model, or `dvc pull artifacts/weights` from a remote",
         ) from error
     _copy_wanted(Path(snapshot), wanted, destination)
+
+
+# What httpx waits for: https://www.python-httpx.org/advanced/extensions/#timeout
+_WAITS = ("connect", "read", "write", "pool")
+
+
+@contextlib.contextmanager
+def _clients_that_give_up() -> Iterator[None]:
+    """Give every request of the hub's library a limit: it has one for files alone.
+
+    A hook and not the client's default, as its lists are asked for with ``timeout=None``.
+    """
+    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def limit(request: Any) -> None:
+        waits = request.extensions.get("timeout", {})
+        limits = {name: waits.get(name) or constants.HF_HUB_DOWNLOAD_TIMEOUT for name in _WAITS}
+        request.extensions = {**request.extensions, "timeout": limits}
+
+    def client() -> Any:
+        made = default_client_factory()
+        made.event_hooks["request"].append(limit)
+        return made
+
+    set_client_factory(client)
+    try:
+        yield
+    finally:
+        set_client_factory(default_client_factory)
+
+
+def hub_progress(repo: str) -> Callable[[], str]:
+    """Return what says how much of a hub repository is here, and since when nothing came."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    name = repo_folder_name(repo_id=repo, repo_type="model")
+    blobs = Path(constants.HF_HUB_CACHE) / name / "blobs"
+    seen, since = _size(blobs), time.monotonic()
+
+    def say() -> str:
+        nonlocal seen, since
+        if (size := _size(blobs)) != seen:
+            seen, since = size, time.monotonic()
+        silent = time.monotonic() - since
+        text = f"{size / 1e9:.2f} GB are here"
+        if silent < constants.HF_HUB_DOWNLOAD_TIMEOUT / 2:
+            return text
+        return f"{text}; waiting for {constants.ENDPOINT}, silent for {silent:.0f} s"
+
+    return say
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile, as it is whole
+            total += path.stat().st_size
+    return total
+
+
+def _reason(error: BaseException) -> str:
+    """Return in one line what the hub's HTTP library said, where the chain has that."""
+    reason, link = error, error.__cause__
+    while link is not None:
+        if _is_http(link):
+            reason = link
+        link = link.__cause__
+    return ": ".join([type(reason).__name__, *str(reason).splitlines()[:1]])
+
+
+def _is_http(error: BaseException) -> bool:
+    return any(cls.__module__.split(".")[0] in ("httpx", "httpx2") for cls in type(error).__mro__)
 
 
 def _is_network(error: Exception) -> bool:
@@ -79,7 +162,7 @@ def _is_network(error: Exception) -> bool:
     if isinstance(error, OSError):  # of this machine, such as a full disk, or of huggingface_hub
         return error.errno is None
     # A transfer that breaks off ends with an exception of the hub's HTTP library, which changes.
-    return any(cls.__module__.split(".")[0] in ("httpx", "httpx2") for cls in type(error).__mro__)
+    return _is_http(error)
 
 
 def copy_from_folder(source: Path, destination: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +30,39 @@ class BreaksOff(Hub):
         super().answer(body, kind)
 
 
+class Silent(Hub, BaseHTTPRequestHandler):
+    """Accepts every connection, and never answers."""
+
+    def do_GET(self) -> None:
+        self.rfile.read(1)  # until the other side has given up
+
+
+class Stalls(Hub):
+    """Falls silent after the first kilobyte of a weights file, and goes on where it is asked to."""
+
+    ranges: list[str]
+
+    def answer(self, body: bytes, kind: str) -> None:
+        asked = self.headers.get("Range", "")
+        if self.command == "GET" and len(body) > 1_000_000 and not asked:
+            stream: Any = self.wfile
+            write = stream.write
+            stream.write = lambda data: write(data[:1024])
+            super().answer(body, kind)
+            stream.flush()
+            self.rfile.read(1)
+        elif asked:
+            self.ranges.append(asked)
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            self.send_response(206)
+            self.send_header("Content-Length", str(len(body) - start))
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            self.end_headers()
+            self.wfile.write(body[start:])
+        else:
+            super().answer(body, kind)
+
+
 class Refuses(Hub, BaseHTTPRequestHandler):
     """Answers every request as the hub does to a token that it does not know."""
 
@@ -53,7 +87,16 @@ class Gated(Hub, BaseHTTPRequestHandler):
     [
         (
             BreaksOff,
-            ["could not be reached for someone/model", "RemoteProtocolError", "fetched is kept"],
+            ["could not be reached for someone/model", "RemoteProtocolError", "whole are kept"],
+        ),
+        (
+            Silent,
+            [
+                "could not be reached for someone/model",
+                "ReadTimeout: timed out",
+                "HF_HUB_DOWNLOAD_TIMEOUT",
+                "download … 2 s: 0.00 GB are here; waiting for http://127.0.0.1:",
+            ],
         ),
         (Refuses, ["does not give out someone/model", "HTTP 401", "export HF_TOKEN="]),
         (Gated, ["does not give out someone/model", "accept the licence"]),
@@ -62,21 +105,36 @@ class Gated(Hub, BaseHTTPRequestHandler):
 def test_a_hub_that_fails_ends_with_a_remedy(
     behaviour: type[Hub], expected: list[str], tiny_weights: Path, tmp_path: Path
 ) -> None:
-    files = {UNET: tiny_weights / UNET}
-    handler = type("Failing", (behaviour,), {"files": files, "tokens": set()})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        done = download(f"http://127.0.0.1:{server.server_port}", tmp_path, REVISION)
-    finally:
-        server.shutdown()
-        server.server_close()
+    done = download_from(behaviour, tiny_weights, tmp_path)
     assert done.returncode == 1
     for text in expected:
         assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert TOKEN not in done.stderr
     assert not (tmp_path / "weights").exists()
+
+
+def download_from(
+    behaviour: type[Hub], weights: Path, folder: Path, chunk: int = 10 << 20, **attributes: Any
+) -> subprocess.CompletedProcess[str]:
+    """Download a UNet from a hub that behaves in some way."""
+    files = {UNET: weights / UNET}
+    handler = type("Failing", (behaviour,), {"files": files, "tokens": set(), **attributes})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        return download(f"http://127.0.0.1:{server.server_port}", folder, REVISION, chunk)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_file_goes_on_where_a_silent_hub_left_it(tiny_weights: Path, tmp_path: Path) -> None:
+    ranges: list[str] = []
+    done = download_from(Stalls, tiny_weights, tmp_path, 1024, ranges=ranges)
+    assert done.returncode == 0, done.stderr
+    assert ranges == ["bytes=1024-"]
+    assert (tmp_path / "weights" / UNET).read_bytes() == (tiny_weights / UNET).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -162,20 +162,29 @@ import sys
 import time
 from pathlib import Path
 time.sleep = lambda seconds: None  # which the hub's library does before each of its retries
+from huggingface_hub import constants
+from diffusion_engines import progress
 from diffusion_engines.errors import WeightsError
 from diffusion_engines.families.stable_diffusion import FAMILY
-from diffusion_engines.weights.sources import copy_from_hub
+from diffusion_engines.weights.sources import copy_from_hub, hub_progress
+constants.DOWNLOAD_CHUNK_SIZE = int(sys.argv[3])
+progress._HEARTBEAT_SECONDS = 0.8
 try:
-    copy_from_hub("someone/model", sys.argv[1], FAMILY.wanted, Path(sys.argv[2]))
+    with progress.step("download") as running:
+        running.now = hub_progress("someone/model")
+        copy_from_hub("someone/model", sys.argv[1], FAMILY.wanted, Path(sys.argv[2]))
 except WeightsError as error:
     sys.exit(str(error))
 """
 
 
-def download(endpoint: str, home: Path, revision: str) -> subprocess.CompletedProcess[str]:
+def download(
+    endpoint: str, home: Path, revision: str, chunk: int = 10 << 20
+) -> subprocess.CompletedProcess[str]:
+    """Run a download; a file goes on after the last whole ``chunk`` of bytes that came."""
     # In a process of its own: huggingface_hub reads its environment once, on import.
     return subprocess.run(
-        [sys.executable, "-c", DOWNLOAD, revision, home / "weights"],
+        [sys.executable, "-c", DOWNLOAD, revision, home / "weights", str(chunk)],
         capture_output=True,
         text=True,
         check=False,
@@ -187,6 +196,7 @@ def download(endpoint: str, home: Path, revision: str) -> subprocess.CompletedPr
             "HF_TOKEN": TOKEN,
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "1",
             "NO_PROXY": "127.0.0.1",
         },
     )
