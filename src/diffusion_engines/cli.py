@@ -9,10 +9,16 @@ from pathlib import Path
 
 from diffusion_engines.errors import DiffusionEnginesError
 
+# The status of `plan` where something is to do; a failure's is 1.
+TO_DO = 2
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand; a failure that a person can mend ends with its message and status 1."""
-    options = _parser().parse_args(arguments)
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as stop:  # of argparse, whose 2 would say that something is to do
+        sys.exit(1 if stop.code == TO_DO else stop.code)
     try:
         options.run(options)
     except DiffusionEnginesError as error:
@@ -35,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     overrides = "Hydra's overrides, e.g. model=sd14 fleet=rtx40 export.opset=20"
     repro = add("repro", _repro, "compose conf/, run `dvc repro`, and say what came of it")
     repro.add_argument("overrides", nargs="*", help=overrides)
+    plan = add("plan", _plan, "say what `repro` would run, restore and leave alone, and why")
+    plan.add_argument("overrides", nargs="*", help=overrides)
+    plan.add_argument("--pull", action="store_true", help="as `dvc repro --pull`: ask the remote")
+    plan.add_argument("--json", action="store_true", help="for programs")
     compose = add("compose", _compose, "compose conf/ into params.yaml")
     compose.add_argument("overrides", nargs="*", help=overrides)
     measure = add("measure", _measure, "time targets on this machine, whose record replaces theirs")
@@ -50,6 +60,20 @@ def _repro(options: argparse.Namespace) -> None:
     from diffusion_engines.repro import reproduce
 
     reproduce(Path.cwd(), overrides=options.overrides)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from diffusion_engines.plan.planning import plan_run
+    from diffusion_engines.plan.printing import json_from_plan, print_plan
+    from diffusion_engines.wording import console
+
+    plan = plan_run(Path.cwd(), options.overrides, pull=options.pull)
+    if options.json:
+        print(json_from_plan(plan))
+    else:
+        print_plan(plan, console())
+    if not plan.is_idle:
+        sys.exit(TO_DO)
 
 
 def _compose(options: argparse.Namespace) -> None:
