@@ -17,6 +17,7 @@ from diffusion_engines.layout import Workspace
 # The environment variable that names the file with why each stage would run.
 WHY = "DIFFUSION_ENGINES_WHY"
 _LOCK = Path("dvc.lock")
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,11 @@ def run_file(stage: str, root: Path) -> Path:
 
 def write_run(path: Path, run: Run) -> None:
     """Keep how a stage ran."""
-    write_json(path, asdict(run))
+    write_json(path, {"format": _FORMAT, **asdict(run)})
 
 
-def run_from_json(value: Mapping[str, Any]) -> Run:
-    """Return what :func:`write_run` wrote."""
-    return Run(**value)
+def run_from_json(value: Mapping[str, Any]) -> Run | None:
+    """Return what :func:`write_run` wrote; None where another version of this project did."""
+    if value.get("format") != _FORMAT:
+        return None
+    return Run(value["seconds"], value["reasons"])

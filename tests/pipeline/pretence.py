@@ -14,6 +14,7 @@ import os
 import re
 import runpy
 import sys
+import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from diffusion_engines.config import params_from_config
 from diffusion_engines.errors import HardwareError
 from diffusion_engines.files import text_from_json
 from diffusion_engines.plan.checks import NEW, written_by
+from diffusion_engines.why import Run, write_run
 
 PYTHON = """\
 import json, os
@@ -100,6 +102,13 @@ def reproduce(
     return done
 
 
+def _run_json() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.json"
+        write_run(path, Run(SECONDS, []))
+        return path.read_text()
+
+
 @contextmanager
 def _fast_yaml() -> Iterator[None]:
     """Spare DVC from reading the same YAML over and over, and from writing it in pure Python.
@@ -153,7 +162,7 @@ def _writes(
                 file = path if "." in Path(path).name else f"{path}/content"
                 files[file] = f"{stage.name} wrote {path}{other}"
             if out.startswith("artifacts/logs/"):
-                files[f"{out}/run.json"] = json.dumps({"seconds": SECONDS, "reasons": []})
+                files[f"{out}/run.json"] = _run_json()
         try:
             if check := written_by(stage.name, root, targets, asked):
                 files = {

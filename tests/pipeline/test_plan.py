@@ -368,9 +368,8 @@ def test_going_back_is_restored_and_a_change_on_top_of_it_runs(
     reproduce(root, other="!")
 
     back = plan_run(root, [])
-    assert stages(back, Outcome.RUNS) == {"check_conf"} - stages(back, Outcome.RESTORED)
-    assert stages(back, Outcome.MAY_RUN) == set()
-    assert {*GRAPHS, *CPU, *RTX, "report"} <= stages(back, Outcome.RESTORED)
+    assert stages(back, Outcome.RESTORED) == {"check_conf", *GRAPHS, *CPU, *RTX, "report"}
+    assert not stages(back, Outcome.RUNS) | stages(back, Outcome.MAY_RUN)
 
     # `simplify` is asked for what never was, and what comes of it is unknown from there on.
     on_top = plan_run(root, ["simplify.calls=1"])

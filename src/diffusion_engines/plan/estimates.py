@@ -42,7 +42,7 @@ def _seconds(view: View, stage: PipelineStage) -> float | None:
         if out.def_path == folder and out.hash_info:
             value = (listing(out.hash_info.value, cache) or {}).get(path.name)
             if value and cache.exists(value):
-                return run_from_json(
-                    json.loads(cache.fs.read_text(cache.oid_to_path(value)))
-                ).seconds
+                text = cache.fs.read_text(cache.oid_to_path(value))
+                run = run_from_json(json.loads(text))
+                return run.seconds if run else None
     return None

@@ -75,9 +75,14 @@ def why_stages_run(root: Path, asked: Collection[str]) -> dict[str, Why]:
         ConfigError: params.yaml has unknown keys or wrong types.
     """
     text = (root / PARAMS).read_text()
+    planned = [plan for plan, _ in _stages(root, text, asked=asked, pull=False)]
     return {
-        plan.stage: Why([reason.text for reason in plan.reasons], plan.upstream)
-        for plan, _ in _stages(root, text, asked=asked, pull=False)
+        plan.stage: Why(
+            [reason.text for reason in plan.reasons],
+            # Of a stage that is new, whatever comes before it.
+            [] if any(reason.kind == "new" for reason in plan.reasons) else plan.upstream,
+        )
+        for plan in planned
         if plan.outcome in (*_WORK, Outcome.BLOCKED)
     }
 
