@@ -24,6 +24,11 @@ params: env ## compose conf/ into params.yaml; ARGS="fleet=rtx40 export.opset=20
 repro: env ## build, validate, benchmark and report the fleet; ARGS="model=sd14 fleet=rtx40"
 	@diffusion-engines repro $(ARGS)
 
+# Its status 2 says that something is to do, which is no error of make's.
+.PHONY: plan
+plan: env ## what `make repro` would run and restore, and why; ARGS="fleet=rtx40 export.opset=20"
+	@diffusion-engines plan $(ARGS) || test $$? -eq 2
+
 .PHONY: measure
 measure: env ## time a target on this machine, with params.yaml as it is; TARGET=cpu
 	@diffusion-engines measure $(TARGET)

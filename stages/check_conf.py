@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_engines import config
-from diffusion_engines.checks import check_params
+from diffusion_engines.checks import CHECKED, check_params
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.files import write_json
 from diffusion_engines.layout import Workspace
@@ -37,7 +37,7 @@ def main(cfg: Config) -> None:
         )
     check_same(cfg.params, root)
     check_params(params, root)
-    write_json(Workspace(root).checked_conf, {"conf": "checked"})
+    write_json(Workspace(root).checked_conf, CHECKED)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,17 @@ from pathlib import Path
 
 from diffusion_engines.ends import one_line_at_the_end
 
+# The status of `plan` where something is to do; a failure's is 1.
+TO_DO = 2
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand; a failure that a person can mend ends with its message and status 1."""
     with one_line_at_the_end("diffusion-engines"):
-        options = _parser().parse_args(arguments)
+        try:
+            options = _parser().parse_args(arguments)
+        except SystemExit as stop:  # of argparse, whose 2 would say that something is to do
+            sys.exit(1 if stop.code == TO_DO else stop.code)
         options.run(options)
 
 
@@ -33,6 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     overrides = "Hydra's overrides, e.g. model=sd14 fleet=rtx40 export.opset=20"
     repro = add("repro", _repro, "compose conf/, run `dvc repro`, and say what came of it")
     repro.add_argument("overrides", nargs="*", help=overrides)
+    plan = add("plan", _plan, "say what `repro` would run, restore and leave alone, and why")
+    plan.add_argument("overrides", nargs="*", help=overrides)
+    plan.add_argument("--pull", action="store_true", help="as `dvc repro --pull`: ask the remote")
+    plan.add_argument("--json", action="store_true", help="for programs")
     compose = add("compose", _compose, "compose conf/ into params.yaml")
     compose.add_argument("overrides", nargs="*", help=overrides)
     measure = add("measure", _measure, "time targets on this machine, whose record replaces theirs")
@@ -69,6 +79,20 @@ def _repro(options: argparse.Namespace) -> None:
     reproduce(Path.cwd(), overrides=options.overrides)
 
 
+def _plan(options: argparse.Namespace) -> None:
+    from diffusion_engines.plan.planning import plan_run
+    from diffusion_engines.plan.printing import json_from_plan, print_plan
+    from diffusion_engines.wording import console
+
+    plan = plan_run(Path.cwd(), options.overrides, pull=options.pull)
+    if options.json:
+        print(json_from_plan(plan))
+    else:
+        print_plan(plan, console())
+    if not plan.is_idle:
+        sys.exit(TO_DO)
+
+
 def _compose(options: argparse.Namespace) -> None:
     from diffusion_engines.compose import compose_params
     from diffusion_engines.runs import composition
@@ -100,13 +124,12 @@ def _check_bundle(options: argparse.Namespace) -> None:
 
 
 def _publish(options: argparse.Namespace) -> None:
-    import yaml
-
     from diffusion_engines.layout import Workspace
     from diffusion_engines.release.publishing import publish
+    from diffusion_engines.yaml_files import PARAMS, read_mapping
 
     root = Path.cwd()
-    targets = sorted(yaml.safe_load((root / "params.yaml").read_text())["fleet"])
+    targets = sorted(read_mapping(root / PARAMS)["fleet"])
     release, refused = publish(Workspace(root), targets, options.folder.absolute())
     for profile in release.profiles:
         print(f"{profile.target}: published, {profile.bytes / 1e6:,.1f} MB")

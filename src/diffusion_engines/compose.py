@@ -7,6 +7,7 @@ The same function of DVC that ``dvc exp run -S`` uses, so both write the same by
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import yaml
 
@@ -21,26 +22,40 @@ def compose_params(overrides: list[str], root: Path) -> bool:
     To be called in :func:`runs.composition`, where a run could read ``params.yaml``.
 
     Raises:
+        ConfigError: as :func:`composed_params`; then ``params.yaml`` stays as it was.
+    """
+    text, params = composed_params(overrides, root), root / PARAMS
+    if params.is_file() and params.read_text() == text:
+        return False
+    composed = root / ".params.partial.yaml"
+    try:
+        composed.write_text(text)
+        composed.replace(params)
+    finally:
+        composed.unlink(missing_ok=True)
+    return True
+
+
+def composed_params(overrides: list[str], root: Path) -> str:
+    """Return what ``params.yaml`` is to be.
+
+    Raises:
         ConfigError: a file is not YAML, Hydra cannot compose, or the result has unknown keys or
-            wrong types; then ``params.yaml`` stays as it was.
+            wrong types.
     """
     from dvc.utils.hydra import compose_and_dump
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     check_folder(root / "conf")
-    composed = root / ".params.partial.yaml"
     try:
-        compose_and_dump(composed, str(root / "conf"), None, "config", str(root), overrides)
-        params_from_config(yaml.safe_load(composed.read_text()))
-        params = root / PARAMS
-        if params.is_file() and params.read_bytes() == composed.read_bytes():
-            return False
-        composed.replace(params)
-        return True
+        with TemporaryDirectory() as folder:
+            composed = Path(folder) / PARAMS.name
+            compose_and_dump(composed, str(root / "conf"), None, "config", str(root), overrides)
+            text = composed.read_text()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
             "conf/ cannot be composed", found=str(error), fix="correct conf/ or the override"
         ) from error
-    finally:
-        composed.unlink(missing_ok=True)
+    params_from_config(yaml.safe_load(text))
+    return text

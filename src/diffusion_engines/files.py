@@ -27,12 +27,17 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def text_from_json(value: Any) -> str:
+    """Return JSON with sorted keys, so that equal content has equal bytes and an equal hash."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys, so that equal content has equal bytes and an equal hash."""
+    """Write :func:`text_from_json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        partial.write_text(text_from_json(value))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

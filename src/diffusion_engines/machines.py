@@ -62,10 +62,24 @@ def keep_or_write_record(
     Raises:
         HardwareError: this machine is needed for a record, and is not one that the target is for.
     """
-    if record.is_file() and not asked:
+    if is_kept(target, record, check_hardware, asked=asked):
         kept = read_json(record)
         print(f"  {target} was timed on {describe(kept['machine'])}, {kept['time']}")
         return
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_json(record, {"machine": this_machine(), "time": now})
+
+
+def is_kept(target: str, record: Path, check_hardware: Callable[[], None], *, asked: bool) -> bool:
+    """Return whether a target's record stays as it is, else this machine's would take its place.
+
+    The arguments are those of :func:`keep_or_write_record`.
+
+    Raises:
+        HardwareError: this machine is needed for a record, and is not one that the target is for.
+    """
+    if record.is_file() and not asked:
+        return True
     try:
         check_hardware()
     except HardwareError as error:
@@ -77,8 +91,7 @@ def keep_or_write_record(
             f"here. Or take {target} out of `measure` (conf/fleet/): its engines are built all the "
             "same",
         ) from error
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    write_json(record, {"machine": this_machine(), "time": now})
+    return False
 
 
 def check_record(target: str, record: Path) -> Machine:

@@ -74,6 +74,30 @@ def slices(config_class: type[Any], config: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A value that was another one before; None stands for none too."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before} → {self.after}"
+
+
+def differences(key: str, before: Any, after: Any) -> list[Difference]:
+    """Return the values in which two mappings differ, by their full keys, below ``key``."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        names = dict.fromkeys([*before, *after])
+        return [
+            change
+            for name in names
+            for change in differences(f"{key}.{name}", before.get(name), after.get(name))
+        ]
+    return [] if before == after else [Difference(key, before, after)]
+
+
 def config_from_mapping(config_class: type[Any], config: Mapping[str, Any]) -> tuple[Any, str]:
     """Return a stage's typed config and the key of the item that it works on, "" where none is.
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from diffusion_engines.compose import compose_params
@@ -24,15 +23,18 @@ from diffusion_engines.failures import Failure, read_failures
 from diffusion_engines.files import read_json
 from diffusion_engines.layout import Workspace
 from diffusion_engines.machines import MEASURE
+from diffusion_engines.plan.planning import why_stages_run
 from diffusion_engines.processes import death_with_parent
 from diffusion_engines.runs import composition, only_run
 from diffusion_engines.stage import FAILURES
+from diffusion_engines.why import WHY, write_why
+from diffusion_engines.wording import console, some
 from diffusion_engines.yaml_files import PARAMS, read_mapping
 
 _FAILURES = Path(".dvc/tmp/failures")
+_WHY = Path(".dvc/tmp/why.json")
 # Whose results belong to a machine, and the check that comes before.
 _MEASURING = ("validate", "benchmark", "generate")
-_SHOWN_STAGES = 6
 _SECONDS_BETWEEN_SIGNALS = 0.5
 
 
@@ -52,7 +54,7 @@ def reproduce(root: Path, overrides: Sequence[str]) -> None:
         with composition(root):
             changed = compose_params(list(overrides), root)
         print(f"params.yaml: {'composed anew' if changed else 'up to date'}", flush=True)
-        _run_and_tell(root, lock, [], {})
+        _run_and_tell(root, lock, [], ())
 
 
 def measure(root: Path, targets: Sequence[str]) -> None:
@@ -77,13 +79,15 @@ def measure(root: Path, targets: Sequence[str]) -> None:
         )
     stages = [f"{stage}@{target}" for target in targets for stage in _MEASURING]
     with only_run(root) as lock:
-        _run_and_tell(root, lock, [*stages, "report"], {MEASURE: ",".join(targets)})
+        _run_and_tell(root, lock, [*stages, "report"], targets)
 
 
-def _run_and_tell(root: Path, lock: int, stages: Sequence[str], env: Mapping[str, str]) -> None:
+def _run_and_tell(root: Path, lock: int, stages: Sequence[str], asked: Sequence[str]) -> None:
     refuse_links(root)
     started = time.perf_counter()
+    env = {WHY: str(root / _WHY), **({MEASURE: ",".join(asked)} if asked else {})}
     try:
+        write_why(root / _WHY, why_stages_run(root, asked))
         status, failures = _run_dvc(root, lock, stages, env)
     except _Stopped as stopped:
         print("\nstopped; `make repro` goes on from what was finished", file=sys.stderr)
@@ -197,12 +201,12 @@ def _print_failures(failures: Sequence[Failure], left: set[str], status: int) ->
         if not failure.waits_for_hardware:
             others.setdefault(failure.text, []).append(failure.stage)
     for text, stages in others.items():
-        print(f"{_some(stages)} failed: {text}\n")
+        print(f"{some(stages)} failed: {text}\n")
     waiting = [failure for failure in failures if failure.waits_for_hardware]
     if waiting:
         _print_waiting(waiting)
     if left:
-        print(f"Stale, for they need what is missing: {_some(sorted(left))}")
+        print(f"Stale, for they need what is missing: {some(sorted(left))}")
     if not failures:
         print(f"dvc repro failed with {status}; the message above says what to do.")
     print("What was finished stays cached: `make repro` goes on from there.")
@@ -215,19 +219,9 @@ def _print_waiting(failures: Sequence[Failure]) -> None:
     reasons = dict.fromkeys((failure.target, failure.expected) for failure in failures)
     for target, expected in reasons:
         stages = [f.stage for f in failures if (f.target, f.expected) == (target, expected)]
-        table.add_row(target, expected, _some(stages))
-    _console().print(table)
+        table.add_row(target, expected, some(stages))
+    console().print(table)
     print("Run `make repro` on such a machine, or `dvc pull` what one of them built and pushed.")
-
-
-def _some(stages: Sequence[str]) -> str:
-    shown = ", ".join(stages[:_SHOWN_STAGES])
-    more = len(stages) - _SHOWN_STAGES
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 124)
 
 
 def _print_summary(workspace: Workspace, fleet: dict[str, Any], seconds: float) -> None:
@@ -249,7 +243,7 @@ def _print_summary(workspace: Workspace, fleet: dict[str, Any], seconds: float) 
             row["parity"],
             row["speed"],
         )
-    _console().print(table)
+    console().print(table)
     print(f"dvc repro took {seconds:.0f} s. To look at:")
     artifacts = workspace.artifacts
     for path, what in (

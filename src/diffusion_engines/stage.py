@@ -12,6 +12,7 @@ import atexit
 import gc
 import os
 import sys
+import time
 import traceback
 import typing
 from collections.abc import Callable
@@ -32,10 +33,11 @@ from diffusion_engines.failures import (
 )
 from diffusion_engines.files import write_json
 from diffusion_engines.layout import Workspace
-from diffusion_engines.params import config_from_mapping, selector, slices, tracked
+from diffusion_engines.params import config_from_mapping, differences, selector, slices, tracked
 from diffusion_engines.processes import death_with_parent
 from diffusion_engines.progress import LOG
 from diffusion_engines.runs import started_by_dvc
+from diffusion_engines.why import WHY, Run, reasons_of, run_file, write_run
 from diffusion_engines.yaml_files import PARAMS, read_mapping
 
 # The environment variable that names the folder in which a stage leaves why it failed.
@@ -115,18 +117,21 @@ def _run(
         recorded: params.yaml as it was loaded, where DVC will record the result under it.
     """
     config_class = typing.get_type_hints(main)["cfg"]
-    failures = os.environ.get(FAILURES)
-    blank = Failure(os.environ.get("DVC_STAGE", name), _target_in(config))
+    failures, dvc_stage = os.environ.get(FAILURES), os.environ.get("DVC_STAGE")
+    blank = Failure(dvc_stage or name, _target_in(config))
     if failures:
         write_failure(Path(failures), blank)  # what stays if this process is killed
     with one_line_at_the_end(name):
         try:
             if recorded is not None:
                 refuse_links(Path())
+            reasons = _reasons(dvc_stage)
             cfg, key = config_from_mapping(config_class, config)
             main(cfg)
             if LOG.steps:
                 write_json(Workspace().log(name, key or None) / "resources.json", LOG.steps)
+                if dvc_stage:
+                    write_run(run_file(dvc_stage, Path()), Run(_seconds_since_start(), reasons))
             if recorded is not None:
                 _check_unchanged(config_class, recorded, config)
             sys.stdout.flush()
@@ -144,6 +149,24 @@ def _run(
             sys.exit(f"\n{name} failed: {known.problem if failures else known}")
     if failures:
         remove_failure(Path(failures), blank)
+
+
+def _reasons(dvc_stage: str | None) -> list[str]:
+    """Return and print why the stage runs, where who started dvc has left that for it."""
+    path = os.environ.get(WHY)
+    if dvc_stage is None or path is None:
+        return []
+    reasons = reasons_of(dvc_stage, Path(path), Path())
+    for number, reason in enumerate(reasons):
+        print(f"  {'because' if number == 0 else '    and'} {reason}", flush=True)
+    return reasons
+
+
+def _seconds_since_start() -> float:
+    """Return for how long this process has been there: imports take as long as a small build."""
+    import psutil
+
+    return round(time.time() - psutil.Process().create_time(), 1)
 
 
 def _target_in(config: dict[str, Any]) -> str | None:
@@ -181,28 +204,17 @@ def _check_unchanged(
     changes = [
         change
         for key in dict.fromkeys([*before, *after])
-        for change in _differences(key, before.get(key), after.get(key))
+        for change in differences(key, before.get(key), after.get(key))
     ]
     if changes:
         more = f"\nand {len(changes) - 5} more" if len(changes) > 5 else ""
         raise ConfigError(
             "params.yaml changed while this stage ran; its result belongs to the old parameters",
             expected="the parameters that it started with",
-            found="\n".join(changes[:5]) + more,
+            found="\n".join(map(str, changes[:5])) + more,
             fix="run it again, and leave params.yaml alone until it has ended: another set of\n"
             "parameters meanwhile needs a second clone, or `dvc exp run --queue` afterwards",
         )
-
-
-def _differences(key: str, before: Any, after: Any) -> list[str]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        names = dict.fromkeys([*before, *after])
-        return [
-            change
-            for name in names
-            for change in _differences(f"{key}.{name}", before.get(name), after.get(name))
-        ]
-    return [] if before == after else [f"{key}: {before} → {after}"]
 
 
 def _help_node(script: Path, description: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -46,14 +47,33 @@ def test_a_new_measured_target_leaves_the_measured_one_alone(clone: Clone) -> No
     }
 
 
+def seconds_of_children() -> float:
+    """Of a processor, and not of the clock: other tests run beside this one."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_a_changed_builder_flag_rebuilds_only_that_target(clone: Clone) -> None:
     clone.edit("conf/build/tensorrt_rtx.yaml", "max_aux_streams: null", "max_aux_streams: 0")
-    clone.compose()
+    before = seconds_of_children()
+    planned = json.loads(clone.run("diffusion-engines", "plan", "--json", check=False).output)
+    assert seconds_of_children() - before < 3
 
-    outcome = clone.repro()
+    outcome = clone.run("diffusion-engines", "repro")
 
     assert "build@rtx-unet" in outcome.built
     assert outcome.built <= {"check_conf", "build@rtx-unet", "wrap@rtx-unet", "report"}
+    ways = {stage["stage"]: stage["outcome"] for stage in planned["stages"]}
+    assert {stage for stage, way in ways.items() if way == "runs"} <= outcome.built
+    assert outcome.built <= {stage for stage, way in ways.items() if way in ("runs", "may run")}
+    # Each stage says why it runs, and keeps it.
+    change = "targets.rtx.build.max_aux_streams: null → 0"
+    engine = "artifacts/engines/rtx/unet is another one (build@rtx-unet ran)"
+    for stage, reason in (("build", change), ("wrap", engine)):
+        assert f"  because {reason}\n" in outcome.output
+        run = json.loads((clone.path / f"artifacts/logs/{stage}/rtx-unet/run.json").read_text())
+        assert run["reasons"] == [reason]
+        assert 0 < run["seconds"] < 900
 
 
 def test_a_changed_fingerprint_rebuilds_only_the_engines_that_depend_on_it(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def test_any_bytes_are_a_mapping_or_a_config_error(tmp_path: Path, content: byte
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return the way to each value of nested mappings and lists."""
+    inner: Iterable[tuple[Any, Any]]
     if isinstance(value, dict):
         inner = value.items()
     elif isinstance(value, list):

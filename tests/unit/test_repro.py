@@ -115,6 +115,7 @@ RUN = """\
 from pathlib import Path
 from diffusion_engines import repro
 repro.compose_params = lambda overrides, root: False
+repro.why_stages_run = lambda root, asked: {}
 repro.reproduce(Path.cwd(), [])
 """
 

@@ -21,19 +21,40 @@ def probe_target(name: str, targets: Mapping[str, Target], build: Path, wrap: Pa
         wrap: gets what wrapping depends on beyond the engine.
 
     Raises:
+        HardwareError: as :func:`find_fingerprints`.
+    """
+    found = find_fingerprints(name, targets, build, wrap)
+    if found is None:
+        print(f"  {name} cannot be built here; the recorded fingerprint stays: {build}")
+        return
+    for path, value in zip((build, wrap), found, strict=True):
+        write_json(path, value)
+
+
+def find_fingerprints(
+    name: str, targets: Mapping[str, Target], build: Path, wrap: Path
+) -> tuple[Mapping[str, object], Mapping[str, object]] | None:
+    """Return what building and wrapping for a target depend on; None where the records stay.
+
+    Args:
+        name: of the target.
+        targets: all of them.
+        build: has the record of what building depends on, if there is one.
+        wrap: has that of wrapping.
+
+    Raises:
         HardwareError: this machine cannot build for the target and no fingerprint is recorded;
             says which targets it can build, and how to get the others.
     """
     target = targets[name]
     module = backend(target.backend)
     try:
-        found = module.fingerprint(target), module.wrap_fingerprint(target)
+        return module.fingerprint(target), module.wrap_fingerprint(target)
     except HardwareError as error:
         if build.is_file() and wrap.is_file():
             for path in (build, wrap):
                 read_json(path)  # a broken record is no record
-            print(f"  {name} cannot be built here; the recorded fingerprint stays: {build}")
-            return
+            return None
         here = [other for other in sorted(targets) if _can_build(targets[other])]
         globs = " ".join(f"'build@{other}-*'" for other in here)
         raise HardwareError(
@@ -48,8 +69,6 @@ def probe_target(name: str, targets: Mapping[str, Target], build: Path, wrap: Pa
             "where the machine that built it committed them, then `dvc pull` from the shared\n"
             "remote.",
         ) from error
-    for path, value in zip((build, wrap), found, strict=True):
-        write_json(path, value)
 
 
 def _can_build(target: Target) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from diffusion_engines.backends import backend, backend_names, base
+from diffusion_engines.backends import backend, backend_names, base, is_backend
 from diffusion_engines.backends.preflight import rebuild
 from diffusion_engines.errors import IntegrityError
 from diffusion_engines.manifests import Engine
@@ -24,8 +24,8 @@ def target_from_settings(settings: object) -> base.Target:
     values = TypeAdapter(dict[str, Any]).validate_python(settings)
     if "backend" not in values:
         raise _problem("missing", values)
-    if (name := values["backend"]) not in (known := backend_names()):
-        text = f"no such backend, there are {', '.join(known)}"
+    if not is_backend(name := values["backend"]):
+        text = f"no such backend, there are {', '.join(backend_names())}"
         raise _problem(PydanticCustomError("unknown_backend", "{text}", {"text": text}), name)
     # As JSON: strict, yet it lets mappings be dataclasses.
     return _adapter(name).validate_json(json.dumps(values, default=str))

@@ -18,6 +18,7 @@ from diffusion_engines.files import MANIFEST
 from diffusion_engines.layout import Workspace
 from diffusion_engines.manifests import Engine
 from diffusion_engines.parity.results import Validation, read_validation
+from diffusion_engines.yaml_files import PARAMS, read_mapping
 
 # The state of the working copy, in place of a revision.
 WORKSPACE = "workspace"
@@ -61,18 +62,12 @@ def state_of(root: Path, revision: str) -> Iterator[State]:
         ConfigError: there is no such revision, or it has no engines.
     """
     if revision == WORKSPACE:
-        yield _read(revision, Workspace(root), _tables(root))
+        yield _read(revision, Workspace(root), read_mapping(root / PARAMS))
         return
     with tempfile.TemporaryDirectory(prefix="diffusion-engines-") as folder:
         workspace = Workspace(Path(folder))
         tables = _fetch(root, revision, workspace)
         yield _read(revision, workspace, tables)
-
-
-def _tables(root: Path) -> Mapping[str, Any]:
-    found = yaml.safe_load((root / "params.yaml").read_text())
-    assert isinstance(found, dict)
-    return found
 
 
 def _fetch(root: Path, revision: str, workspace: Workspace) -> Mapping[str, Any]:
@@ -82,7 +77,7 @@ def _fetch(root: Path, revision: str, workspace: Workspace) -> Mapping[str, Any]
 
     try:
         files = DVCFileSystem(str(root), rev=revision)
-        tables = yaml.safe_load(files.read_text("params.yaml"))
+        tables = yaml.safe_load(files.read_text(str(PARAMS)))
     except (DvcException, FileNotFoundError) as error:
         raise ConfigError(
             f"there is no revision {revision} to compare",

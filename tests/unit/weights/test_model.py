@@ -306,13 +306,16 @@ def test_a_hub_gives_no_weights_of_a_model_that_is_refused(
         name="tiny",
         source="hub",
         folder=str(TINY),
+        checkpoint=str(TINY),
         repo="someone/model",
         revision="0123456",
         seed=0,
         dtype="fp32",
+        clip_skip=0,
         parameters={},
         lora_folder="",
         loras=[],
+        embeddings=[],
     )
     hub = tiny_weights
     stage.fill(model, tmp_path / "sound")

@@ -1,0 +1,1 @@
+"""What `dvc repro` would do in a workspace, and why, found out without running anything."""
