@@ -70,10 +70,11 @@ def test_any_bytes_are_a_mapping_or_a_config_error(tmp_path: Path, content: byte
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return the way to each value of nested mappings and lists."""
+    inner: list[tuple[Any, Any]]
     if isinstance(value, dict):
-        inner = value.items()
+        inner = [*value.items()]
     elif isinstance(value, list):
-        inner = enumerate(value)
+        inner = [*enumerate(value)]
     else:
         return [path]
     return [path, *(found for key, one in inner for found in places(one, (*path, key)))]
