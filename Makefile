@@ -78,6 +78,10 @@ lint: env ## ruff and mypy
 verify: env ## hash DVC's cache again, and mend what is damaged; ARGS="--all --remote"
 	@diffusion-engines verify $(ARGS)
 
+.PHONY: audit
+audit: env ## known vulnerabilities of the pinned dependencies, where pip-audit's service answers
+	@python tools/audit.py
+
 .PHONY: experiments
 experiments: env ## the table of experiments: their metrics, and the parameters that differ
 	@diffusion-engines experiments

@@ -160,8 +160,10 @@ class _Cache:
     def is_here(self, out: Any) -> bool:
         """Whether anything of an output is on this machine."""
         oid = out.hash_info.value
-        files = [name for name, _ in self.files_of(oid)] if _is_folder(oid) else [oid]
-        return Path(out.fs_path).exists() or any(map(self.odb.exists, files))
+        if Path(out.fs_path).exists() or not self.odb.exists(oid):
+            return Path(out.fs_path).exists()
+        files = [name for name, _ in self.files_of(oid)] if _is_folder(oid) else []
+        return not files or any(map(self.odb.exists, files))
 
     def files_of(self, oid: str) -> Iterator[tuple[str, str]]:
         """Yield object and relative path of each file of a folder; nothing if it is unreadable."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +70,11 @@ def test_any_bytes_are_a_mapping_or_a_config_error(tmp_path: Path, content: byte
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return the way to each value of nested mappings and lists."""
-    inner: Iterable[tuple[Any, Any]]
+    inner: list[tuple[Any, Any]]
     if isinstance(value, dict):
-        inner = value.items()
+        inner = [*value.items()]
     elif isinstance(value, list):
-        inner = enumerate(value)
+        inner = [*enumerate(value)]
     else:
         return [path]
     return [path, *(found for key, one in inner for found in places(one, (*path, key)))]

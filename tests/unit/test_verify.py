@@ -182,6 +182,19 @@ def test_what_was_checked_out_from_a_damaged_object_is_made_again(
     assert project.verify().findings == []
 
 
+@pytest.mark.parametrize("damage", [flip, truncate], ids=["a flipped bit", "a truncated file"])
+def test_a_damaged_list_of_a_folder_that_is_not_checked_out_is_found(
+    project: Project, damage: Callable[[Path], None]
+) -> None:
+    damage(project.object("folder"))
+    shutil.rmtree(project.path / "out")
+    report = project.verify()
+    assert (report.left, report.absent) == (["make"], [])
+    project.repro()
+    assert (project.weights, project.runs) == (WEIGHTS, 2)
+    assert project.verify().findings == []
+
+
 def test_a_damaged_copy_on_the_remote_is_no_cure(with_remote: Project) -> None:
     project = with_remote
     for where in (".dvc/cache/files/md5", "../remote/files/md5"):
