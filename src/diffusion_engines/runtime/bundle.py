@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_engines import manifests
-from diffusion_engines.backends import backend
+from diffusion_engines.backends import backend, backend_names
 from diffusion_engines.backends.timing import TIMING_CACHE
-from diffusion_engines.errors import DiffusionEnginesError, FingerprintError, HardwareError
+from diffusion_engines.errors import (
+    DiffusionEnginesError,
+    FingerprintError,
+    HardwareError,
+    IntegrityError,
+)
 from diffusion_engines.families import family_of
 from diffusion_engines.files import MANIFEST, copy_files
 from diffusion_engines.manifests import Bundle, Engine
+from diffusion_engines.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +29,8 @@ if TYPE_CHECKING:
 
 # Of use to builds alone.
 _BUILD_FILES = (MANIFEST, TIMING_CACHE)
+# What a manifest says twice, of the engine and of its graph.
+_OF_THE_GRAPH = ("component", "precision", "inputs", "outputs", "guidance")
 
 
 def wrap_engine(engine: Path, folder: Path, weights: Path | None = None) -> None:
@@ -94,6 +102,7 @@ def check_bundle(folder: Path) -> Bundle:
         as :func:`load_bundle`; the remedy names other bundles of the component that fit.
     """
     manifest = manifests.read(folder, Bundle)
+    _check_engine(folder, manifest)
     try:
         backend(manifest.backend).check_loadable(manifest)
     except (FingerprintError, HardwareError) as error:
@@ -107,6 +116,31 @@ def check_bundle(folder: Path) -> Bundle:
             fix=f"{error.fix}\nThis machine can load: {', '.join(map(str, fitting))}",
         ) from error
     return manifest
+
+
+def _check_engine(folder: Path, manifest: Bundle) -> None:
+    """Raise IntegrityError where a manifest says what no build writes: backends rely on it."""
+    problem = ""
+    if manifest.engine not in manifest.files:
+        problem = f"the engine {manifest.engine} is not among its files"
+    elif manifest.name != f"{manifest.target}-{manifest.component}":
+        problem = f"{manifest.name} for the {manifest.component} of {manifest.target}"
+    elif manifest.backend not in backend_names():
+        problem = f"no such backend: {manifest.backend}"
+    elif manifest.precision not in PRECISIONS:
+        problem = f"no such precision: {manifest.precision}"
+    elif other := [
+        name for name in _OF_THE_GRAPH if getattr(manifest.onnx, name) != vars(manifest)[name]
+    ]:
+        problem = f"the engine and its graph have other {', '.join(other)}"
+    if problem:
+        raise IntegrityError(
+            f"{folder / MANIFEST} contradicts itself",
+            expected="a manifest as `wrap` writes it",
+            found=problem,
+            fix=f"make it again: `rm -rf {folder}`, then `dvc repro`. On a server: copy the\n"
+            "folder again, from a place that you trust",
+        )
 
 
 def fitting_bundles(folder: Path) -> list[Path]:

@@ -22,7 +22,11 @@ from diffusion_engines.runtime.bundle import is_device, load_bundle
 from diffusion_engines.serve.pack import PIPELINE
 
 if TYPE_CHECKING:
+    from diffusion_engines.families.base import Family
     from diffusion_engines.runtime.shapes import CheckedEngine
+
+# Of a tokenizer; or else tokenizer.json, which has it and all the rest.
+_VOCABULARY = "vocab.json"
 
 
 def load_component(folder: str | PathLike[str], device: str | None = None) -> CheckedEngine:
@@ -77,12 +81,15 @@ def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any
     folder = Path(folder)
     rest = folder / PIPELINE
     packed = manifests.read(rest, Pipeline)
+    _check_listed(rest, packed, ["model_index.json"])
     family = family_of(rest)
+    _check_listed(rest, packed, _needed_files(family))
     check_complete(folder, tuple(family.components))
     model = load_model(rest)
     modules: dict[str, Any] = {}
     for name, component in family.components.items():
         engine = load_component(folder / name, device)
+        check_place(folder, name, engine.manifest)
         check_weights(folder, engine.manifest, packed, component.folder)
         engine.pixels_per_latent = family.pixels_per_latent(model.configs)
         adapter = pkgutil.resolve_name(component.adapter)
@@ -95,6 +102,42 @@ def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any
         getattr(diffusers, family.class_name), family.denoiser.folder, family.around_loop
     )
     return cls(**modules, **family.options(model.index))
+
+
+def _needed_files(family: Family) -> list[str]:
+    """Return the files without which a pipeline cannot be made.
+
+    The vocabularies among them: of a tokenizer that lacks its own, transformers makes one up.
+    """
+    configs = [f"{component.folder}/config.json" for component in family.components.values()]
+    vocabularies = [f"{folder}/{_VOCABULARY}" for folder in family.tokenizers.values()]
+    return ["scheduler/scheduler_config.json", *configs, *vocabularies]
+
+
+def _check_listed(folder: Path, packed: Pipeline, needed: Sequence[str]) -> None:
+    listed = {*packed.files}
+    if missing := [
+        name
+        for name in needed
+        if name not in listed and name.replace(_VOCABULARY, "tokenizer.json") not in listed
+    ]:
+        raise IntegrityError(
+            f"{folder} lacks {', '.join(missing)}",
+            expected="all that a pipeline needs besides its engines",
+            found=", ".join(sorted(listed)) or "no files",
+            fix="copy the whole folder again, or run `dvc repro`",
+        )
+
+
+def check_place(folder: Path, component: str, engine: Engine) -> None:
+    """Raise IntegrityError where the engine in a component's folder is of another one."""
+    if engine.component != component:
+        raise IntegrityError(
+            f"{folder / component} holds the engine of another component",
+            expected=component,
+            found=f"{engine.name}, of the component {engine.component}",
+            fix="copy the whole folder again, or run `dvc repro`",
+        )
 
 
 def check_complete(folder: Path, components: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ from diffusion_engines.backends.inductor.fingerprint import running_fingerprint
 from diffusion_engines.backends.inductor.library import Run, open_library
 from diffusion_engines.backends.inductor.settings import LAYOUT, WEIGHTS
 from diffusion_engines.backends.preflight import rebuild, recorded
+from diffusion_engines.backends.targets import recorded_device
 from diffusion_engines.errors import ConfigError, FingerprintError
 from diffusion_engines.files import read_json
 from diffusion_engines.manifests import Engine
@@ -33,7 +34,7 @@ def check_loadable(manifest: Engine) -> None:
         FingerprintError: they differ.
         HardwareError: there is no GPU.
     """
-    for key, here in running_fingerprint(recorded(manifest, "fingerprint", "device", str)).items():
+    for key, here in running_fingerprint(recorded_device(manifest)).items():
         if (built := recorded(manifest, "fingerprint", key, str)) != here:
             raise FingerprintError(
                 f"the engine {manifest.name} was built for another {key.replace('_', ' ')}",
@@ -53,7 +54,7 @@ def load(folder: Path, manifest: Engine, *, cuda_graph: bool = False) -> nn.Modu
         ConfigError: a CUDA graph is asked for on a CPU.
         IntegrityError: the library cannot be loaded, or weights are missing.
     """
-    device = recorded(manifest, "fingerprint", "device", str)
+    device = recorded_device(manifest)
     if cuda_graph and device == "cpu":
         raise ConfigError(
             f"the engine {manifest.name} is for a CPU, which has no CUDA graphs",

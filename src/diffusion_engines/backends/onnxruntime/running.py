@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from diffusion_engines.backends.onnxruntime.fingerprint import fingerprint_of
 from diffusion_engines.backends.onnxruntime.session import library, open_session
 from diffusion_engines.backends.preflight import rebuild, recorded
-from diffusion_engines.errors import ConfigError, FingerprintError
+from diffusion_engines.backends.targets import recorded_device
+from diffusion_engines.errors import (
+    ConfigError,
+    FingerprintError,
+    HardwareError,
+    IntegrityError,
+)
 from diffusion_engines.manifests import Engine
 from diffusion_engines.names import trailing_number
 
@@ -23,7 +29,7 @@ def check_loadable(manifest: Engine) -> None:
         FingerprintError: they differ.
         HardwareError: onnxruntime is missing.
     """
-    for key, value in fingerprint_of(recorded(manifest, "fingerprint", "device", str)).items():
+    for key, value in fingerprint_of(recorded_device(manifest)).items():
         if (built := recorded(manifest, "fingerprint", key, str)) != value:
             raise FingerprintError(
                 f"the engine {manifest.name} was built for another {key.replace('_', ' ')}",
@@ -38,6 +44,7 @@ def load(folder: Path, manifest: Engine, *, cuda_graph: bool = False) -> nn.Modu
 
     Raises:
         ConfigError: a CUDA graph is asked for.
+        IntegrityError: ONNX Runtime cannot load the engine.
     """
     import torch
 
@@ -47,7 +54,7 @@ def load(folder: Path, manifest: Engine, *, cuda_graph: bool = False) -> nn.Modu
             expected="cuda_graph=False, or a TensorRT engine",
             found="cuda_graph=True",
         )
-    provider = recorded(manifest, "fingerprint", "device", str)
+    provider = recorded_device(manifest)
     ort = library(provider)
     options = ort.SessionOptions()
     # The file is optimized already. Another pass would only cost time.
@@ -55,7 +62,17 @@ def load(folder: Path, manifest: Engine, *, cuda_graph: bool = False) -> nn.Modu
     options.log_severity_level = 3
     tf32 = provider == "cuda" and recorded(manifest, "settings", "build.tf32", bool)
     path = folder / manifest.engine
-    session = open_session(ort, path, options, provider, tf32=tf32)
+    try:
+        session = open_session(ort, path, options, provider, tf32=tf32)
+    except HardwareError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions have no public base class
+        raise IntegrityError(
+            f"ONNX Runtime {ort.__version__} cannot load {path}",
+            expected="an engine and its data, as a build of this version wrote them",
+            found=str(error)[:800],
+            fix=f"build it again: {rebuild(manifest)}",
+        ) from error
 
     class OnnxRuntimeEngine(torch.nn.Module):
         """Runs a session on tensors in place; casts inputs to the dtypes of the graph."""
