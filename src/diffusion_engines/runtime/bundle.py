@@ -12,6 +12,7 @@ from diffusion_engines import manifests
 from diffusion_engines.backends import backend, backend_names
 from diffusion_engines.backends.timing import TIMING_CACHE
 from diffusion_engines.errors import (
+    ConfigError,
     DiffusionEnginesError,
     FingerprintError,
     HardwareError,
@@ -57,7 +58,9 @@ def wrap_engine(engine: Path, folder: Path, weights: Path | None = None) -> None
     manifests.write(folder, manifests.bundle_from_engine(manifest, torchscript))
 
 
-def load_bundle(folder: Path, device: str = "cpu", *, cuda_graph: bool = False) -> CheckedEngine:
+def load_bundle(
+    folder: Path, device: str = "cpu", *, cuda_graph: bool = False, threads: int | None = None
+) -> CheckedEngine:
     """Return a bundle's engine as a module that runs on tensors of ``device``.
 
     The hash of every file and then the fingerprint are compared first: the runtimes answer a
@@ -68,8 +71,11 @@ def load_bundle(folder: Path, device: str = "cpu", *, cuda_graph: bool = False) 
         folder: the bundle.
         device: such as ``cpu`` or ``cuda``.
         cuda_graph: record a CUDA graph at the first call and replay it, where the backend can.
+        threads: of the CPU for each call, and from now on of all that PyTorch does in this process;
+            None: as many as the process may use, and PyTorch's stay as they are.
 
     Raises:
+        ConfigError: there cannot be so many threads.
         IntegrityError: a file is missing or altered.
         FingerprintError: the engine was built for another machine or library version.
         HardwareError: the backend's library or GPU is missing here.
@@ -77,8 +83,24 @@ def load_bundle(folder: Path, device: str = "cpu", *, cuda_graph: bool = False) 
     manifest = check_bundle(folder)
     from diffusion_engines.runtime.shapes import CheckedEngine
 
-    engine = backend(manifest.backend).load(folder, manifest, device, cuda_graph=cuda_graph)
+    if threads is not None:
+        _set_threads(threads)
+    engine = backend(manifest.backend).load(
+        folder, manifest, device, cuda_graph=cuda_graph, threads=threads
+    )
     return CheckedEngine(engine, manifest)
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    if threads < 1:
+        raise ConfigError(
+            "threads: there cannot be so few",
+            expected="1 or more; None: as many as the process may use",
+            found=str(threads),
+        )
+    torch.set_num_threads(threads)
 
 
 def load_torchscript(folder: Path) -> nn.Module:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 _VOCABULARY = "vocab.json"
 
 
-def load_component(folder: str | PathLike[str], device: str | None = None) -> CheckedEngine:
+def load_component(
+    folder: str | PathLike[str], device: str | None = None, *, threads: int | None = None
+) -> CheckedEngine:
     """Return one engine as a ``torch.nn.Module``.
 
     Its inputs and outputs are those that its family declares (``families/``); inputs are cast to
@@ -39,20 +41,26 @@ def load_component(folder: str | PathLike[str], device: str | None = None) -> Ch
         folder: a bundle, e.g. ``artifacts/bundles/cpu/unet``.
         device: where to run, ``cpu`` or ``cuda``; None: what the engine was built for. To choose
             among several GPUs, set CUDA_VISIBLE_DEVICES.
+        threads: of the CPU for each call; set for all that PyTorch does in this process, too. None:
+            one for each core that the process may use, by its affinity and its control groups'
+            quota, and PyTorch's stay as they are.
 
     Raises:
         IntegrityError: a file is missing or altered.
         FingerprintError: the engine was built for another machine or library version.
         HardwareError: the engine does not run on ``device``, or the backend's library or GPU is
-            missing here.
+            missing here; of the module, when called in a process that was forked from this one.
+        ConfigError: there cannot be so many threads.
         ShapeError: of the module, when called with a size that the engine was not built for.
     """
     folder = Path(folder)
     manifest = manifests.read(folder, Bundle, verify=False)  # load_bundle checks the files
-    return load_bundle(folder, _device(manifest, device))
+    return load_bundle(folder, _device(manifest, device), threads=threads)
 
 
-def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any:
+def load_pipeline(
+    folder: str | PathLike[str], device: str | None = None, *, threads: int | None = None
+) -> Any:
     """Return a diffusers pipeline whose networks are engines.
 
     It is of the model's own class, whose call runs the denoising loop on the device where nothing
@@ -66,6 +74,7 @@ def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any
     Args:
         folder: all bundles of a target, e.g. ``artifacts/bundles/cpu``; nothing else is read.
         device: as of :func:`load_component`.
+        threads: as of :func:`load_component`.
 
     Raises:
         IntegrityError: a file or an engine is missing or altered, or engines of different models
@@ -88,7 +97,7 @@ def load_pipeline(folder: str | PathLike[str], device: str | None = None) -> Any
     model = load_model(rest)
     modules: dict[str, Any] = {}
     for name, component in family.components.items():
-        engine = load_component(folder / name, device)
+        engine = load_component(folder / name, device, threads=threads)
         check_place(folder, name, engine.manifest)
         check_weights(folder, engine.manifest, packed, component.folder)
         engine.pixels_per_latent = family.pixels_per_latent(model.configs)

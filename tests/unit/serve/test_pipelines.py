@@ -33,7 +33,7 @@ PROMPT = "A big banana leaf with lemons in front of it"
 
 @pytest.fixture(scope="module")
 def loaded(tiny_bundles: Path) -> Any:
-    pipeline: Any = load_pipeline(tiny_bundles)
+    pipeline: Any = load_pipeline(tiny_bundles, threads=1)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,9 @@ class InductorEngine(nn.Module):
         self.cuda_graph = cuda_graph
         self.capturable = device == "cuda"
         self.graphs: dict[tuple[torch.Size, ...], RecordedCall] = {}
+        self.lock = (
+            threading.Lock()
+        )  # a library runs, and a graph is replayed, in memory of its own
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         """Return the output, or a tuple of several."""
@@ -90,7 +94,7 @@ class InductorEngine(nn.Module):
             tensor.to(self.device, dtype).contiguous()
             for tensor, dtype in zip(tensors, self.dtypes, strict=True)
         ]
-        with torch.no_grad():
+        with torch.no_grad(), self.lock:
             outputs = self._recorded(cast) if self._records() else self.run(cast)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,8 @@ def load_plan(
     The module runs on PyTorch's current stream. It binds the addresses of its inputs where they
     already have the engine's dtype and device, and casts or moves them where not; it takes them in
     the order of the trailing number of their names (``input_0``, ``input_1``, …), and returns
-    its outputs in theirs: a tensor where there is one, else a tuple. One module
-    serves one thread at a time.
+    its outputs in theirs: a tensor where there is one, else a tuple. Threads take turns; those that
+    share the module must share a stream too, as they do unless they choose others.
 
     Args:
         trt: the Python module.
@@ -110,13 +111,14 @@ def _module(
             # Held for as long as the module: the context needs all three.
             self.runtime, self.engine, self.context = runtime, engine, context
             self.graphs: dict[tuple[Any, ...], tuple[Any, Tensors, Tensors]] = {}
+            self.lock = threading.Lock()  # a context has one set of addresses
 
         def forward(self, *tensors: torch.Tensor) -> Any:
             held = [
                 tensor.to(device, dtypes[engine.get_tensor_dtype(binding)]).contiguous()
                 for tensor, binding in zip(tensors, inputs, strict=True)
             ]
-            with torch.cuda.device(device):
+            with torch.cuda.device(device), self.lock:
                 results = self.replay(held) if cuda_graph else self.enqueue(held)
             return results[0] if len(results) == 1 else tuple(results)
 

@@ -9,6 +9,7 @@ from diffusion_engines.backends.onnxruntime.fingerprint import fingerprint_of
 from diffusion_engines.backends.onnxruntime.session import library, open_session
 from diffusion_engines.backends.preflight import rebuild, recorded
 from diffusion_engines.backends.targets import recorded_device
+from diffusion_engines.cpu import usable_cores
 from diffusion_engines.errors import (
     ConfigError,
     FingerprintError,
@@ -39,8 +40,12 @@ def check_loadable(manifest: Engine) -> None:
             )
 
 
-def load(folder: Path, manifest: Engine, *, cuda_graph: bool = False) -> nn.Module:
+def load(
+    folder: Path, manifest: Engine, *, cuda_graph: bool = False, threads: int | None = None
+) -> nn.Module:
     """Return the engine as a module that takes and returns tensors on the device of its build.
+
+    Several threads can call it at once.
 
     Raises:
         ConfigError: a CUDA graph is asked for.
@@ -60,6 +65,8 @@ def load(folder: Path, manifest: Engine, *, cuda_graph: bool = False) -> nn.Modu
     # The file is optimized already. Another pass would only cost time.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
+    # A number of its own choice would pin them to the machine's cores, allowed or not.
+    options.intra_op_num_threads = threads or usable_cores()
     tf32 = provider == "cuda" and recorded(manifest, "settings", "build.tf32", bool)
     path = folder / manifest.engine
     try:
