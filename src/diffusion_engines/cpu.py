@@ -1,13 +1,19 @@
-"""This machine's processor: its name, and the instructions that it can execute."""
+"""This machine's processor: its name, its instructions, and how much of it this process may use."""
 
 from __future__ import annotations
 
 import functools
+import math
+import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 CPUINFO = Path("/proc/cpuinfo")
+TOPOLOGY = Path("/sys/devices/system/cpu")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -55,3 +61,49 @@ def instruction_set() -> str:
         ("x86-64-v2", {"sse4_2", "ssse3"}),
     )
     return next((level for level, needed in levels if needed <= flags), "x86-64")
+
+
+def usable_cores() -> int:
+    """Return how many threads this process can keep busy: one for each core that it may use.
+
+    Counted are the cores of its affinity (`taskset`, cpusets), the hardware threads of one as one,
+    up to the quota of its control groups (`docker run --cpus`), rounded up.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
+    else:  # not Linux
+        cores = {str(cpu) for cpu in range(os.cpu_count() or 1)}
+    return max(1, min([len(cores), *(math.ceil(quota) for quota in _quotas())]))
+
+
+def _siblings(cpu: int) -> str:
+    """Return the hardware threads of a thread's core, as the kernel lists them."""
+    path = TOPOLOGY / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+    return path.read_text().strip() if path.is_file() else str(cpu)
+
+
+def _quotas() -> Iterator[float]:
+    """Yield the quotas, in cores, of the control groups that this process is in.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html, and version 1 in
+    https://docs.kernel.org/scheduler/sched-bwc.html
+    """
+    if not OWN_CGROUPS.is_file():
+        return
+    for line in OWN_CGROUPS.read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        own = PurePosixPath(group.lstrip("/"))
+        for path in (own, *own.parents):  # each limits those below it
+            if not controllers:
+                maximum = CGROUPS / path / "cpu.max"
+                quota, period = maximum.read_text().split() if maximum.is_file() else ("max", "1")
+            elif "cpu" in controllers.split(","):
+                folder = CGROUPS / "cpu" / path
+                files = [folder / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
+                if not all(file.is_file() for file in files):
+                    continue
+                quota, period = (file.read_text().strip() for file in files)
+            else:
+                break
+            if quota not in ("max", "-1"):
+                yield int(quota) / int(period)

@@ -68,7 +68,7 @@ class FingerprintError(DiffusionEnginesError):
 
 
 class ShapeError(DiffusionEnginesError):
-    """An engine was called with a size that it was not built for."""
+    """An engine was called with a size, or with a kind of value, that it was not built for."""
 
 
 class GateError(DiffusionEnginesError):

@@ -64,7 +64,8 @@ def read_json(path: Path, fix: str = "") -> Any:
         raise IntegrityError(
             f"{path} does not exist", fix=fix or "run `dvc repro`, or `dvc pull` from a remote"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    # ValueError: no JSON, no text, or a number of too many digits; RecursionError: nested too deep.
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(
             f"{path} is not valid JSON",
             found=str(error),

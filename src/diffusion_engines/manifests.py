@@ -12,12 +12,12 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from diffusion_engines.errors import IntegrityError
 from diffusion_engines.families.base import OutputSpec, TensorSpec
@@ -383,6 +383,9 @@ def read(
 ) -> M:
     """Return the manifest of ``folder`` after checking the files that it names.
 
+    Where all of them are checked, the folder holds nothing else: libraries look for files by name,
+    and a tokenizer that finds an ``added_tokens.json`` reads it.
+
     Args:
         folder: that was written with :func:`write`.
         kind: what it must hold.
@@ -392,7 +395,8 @@ def read(
 
     Raises:
         IntegrityError: the manifest is missing, of a later format, or describes something else
-            than a ``kind``; a key is missing or wrong; a file is missing, truncated or altered.
+            than a ``kind``; a key is missing, unknown or wrong; a file is missing, truncated,
+            altered, not listed or outside of the folder.
     """
     remedy = (
         f"remove the damaged copy, then any damage in DVC's cache, and make it again:\n"
@@ -410,12 +414,47 @@ def read(
         )
     _check_format(folder, found.get("format", 1))
     manifest = _validated(folder, kind, found)
+    _check_names(folder, manifest.files)
     if verify:
         for name, recorded in manifest.files.items():
             if fnmatch.fnmatch(name, skip) or (only is not None and name not in only):
                 continue
             _verify_file(folder / name, recorded, remedy)
+        if only is None and not skip:
+            _check_nothing_else(folder, manifest.files)
     return manifest
+
+
+def _check_names(folder: Path, files: Files) -> None:
+    for name in files:
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or parts.as_posix() != name or name == ".":
+            raise IntegrityError(
+                f"{folder / MANIFEST} names a file in another way than one inside of its folder",
+                expected="a path below the folder, such as tokenizer/vocab.json",
+                found=repr(name),
+                fix="use only folders from those whom you trust: `dvc repro` or `dvc pull` makes\n"
+                "this one again",
+            )
+
+
+def _check_nothing_else(folder: Path, files: Files) -> None:
+    others = sorted(set(_entries(folder)) - set(files) - {MANIFEST})
+    if others:
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        raise IntegrityError(
+            f"{folder} holds files that its manifest does not list",
+            expected="what was written there with it, and nothing else",
+            found=", ".join(others[:5]) + more,
+            fix="remove them, or copy the folder again: a library may read them unasked",
+        )
+
+
+def _entries(folder: Path) -> Iterator[str]:
+    """Yield all that is not a folder, by its path; a link to a folder is no folder."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not path.is_dir():
+            yield path.relative_to(folder).as_posix()
 
 
 def _check_format(folder: Path, number: object) -> None:
@@ -429,13 +468,21 @@ def _check_format(folder: Path, number: object) -> None:
         )
 
 
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    # A key that no format has is a damaged one, whose field would get its default without a word.
+    # None: pydantic gives a configuration to what is in a type, and to no dataclass that is one.
+    return TypeAdapter(kind | None, config=ConfigDict(extra="forbid"))
+
+
 def _validated(folder: Path, kind: type[M], found: dict[str, Any]) -> M:
+    known = {key: value for key, value in found.items() if key not in ("kind", "format")}
     try:
-        return TypeAdapter(kind).validate_python(found)
+        manifest: M = _adapter(kind).validate_python(known)
+        return manifest
     except ValidationError as error:
         raise IntegrityError(
-            f"{folder / MANIFEST} is incomplete",
-            expected=f"all that {kind.__name__} has in `diffusion_engines.manifests`",
+            f"{folder / MANIFEST} is incomplete or damaged",
+            expected=f"what {kind.__name__} has in `diffusion_engines.manifests`",
             found=first_problem(error),
             fix="make it again with this version of diffusion-engines: "
             f"`rm -rf {folder}`,\nthen `dvc repro`. On a server: copy the folder again.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,21 @@ def test_an_engine_has_no_weights_and_knows_of_none(engines: Engines) -> None:
     convolution = layout["network.decoder.conv_out.weight"]
     assert convolution["stride"][1] == 1
     assert of_weights > 0
+
+
+def test_threads_that_share_an_engine_get_what_each_would_alone(
+    engines: Engines, tiny_weights: Path, tmp_path: Path
+) -> None:
+    _, engine = engines("vae_decoder")
+    wrap_engine(engine, tmp_path / "bundle", tiny_weights)
+    module = load_bundle(tmp_path / "bundle")
+    latents = [torch.randn(1, 4, 16, 16) for _ in range(8)]
+    expected = [module(value) for value in latents]
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(module, latents)]
+    assert all(map(torch.equal, found, expected))
+    # Else its loops have as many threads as the machine that compiled them.
+    assert b"omp_get_max_threads" in (tmp_path / "bundle/engine.so").read_bytes()
 
 
 @long

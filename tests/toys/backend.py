@@ -91,7 +91,13 @@ class Toy:
             raise FingerprintError("no toy here", expected="one", found="none")
 
     def load(
-        self, folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False
+        self,
+        folder: Path,
+        manifest: Engine,
+        device: str,
+        *,
+        cuda_graph: bool = False,
+        threads: int | None = None,
     ) -> object:
         import torch
 

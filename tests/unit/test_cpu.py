@@ -1,8 +1,9 @@
-"""Fingerprints tell processors apart the same way, whoever was asked."""
+"""Fingerprints tell processors apart the same way, and threads are as many as can run at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import cpuinfo
@@ -69,3 +70,47 @@ def test_both_agree_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert cpu.this_cpu().name == asked.name
     assert cpu.this_cpu().flags >= asked.flags
     assert instruction_set() == level
+
+
+V2, V1 = "0::/pod/box\n", "4:memory:/\n2:cpu,cpuacct:/box\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        (None, {}, 4),  # not Linux
+        (V2, {}, 4),
+        (V2, {"pod/box/cpu.max": "max 100000"}, 4),
+        (V2, {"pod/box/cpu.max": "150000 100000"}, 2),
+        (V2, {"pod/cpu.max": "100000 100000", "pod/box/cpu.max": "300000 100000"}, 1),
+        (V2, {"pod/box/cpu.max": "10000 100000"}, 1),  # a tenth of a core
+        (V2, {"pod/box/cpu.max": "6400000 100000"}, 4),
+        (V1, {"cpu/box/cpu.cfs_quota_us": "-1", "cpu/box/cpu.cfs_period_us": "100000"}, 4),
+        (V1, {"cpu/box/cpu.cfs_quota_us": "250000", "cpu/box/cpu.cfs_period_us": "100000"}, 3),
+    ],
+)
+def test_threads_follow_affinity_hyperthreads_and_quota(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    groups: str | None,
+    files: Mapping[str, str],
+    expected: int,
+) -> None:
+    """Of eight hardware threads in four cores."""
+    for number in range(8):
+        folder = tmp_path / f"cpus/cpu{number}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{number % 4},{number % 4 + 4}\n")
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    if groups is not None:
+        (tmp_path / "own").write_text(groups)
+    monkeypatch.setattr(cpu, "TOPOLOGY", tmp_path / "cpus")
+    monkeypatch.setattr(cpu, "CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(cpu, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert cpu.usable_cores() == expected
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 4})  # one core's two
+    assert cpu.usable_cores() == 1

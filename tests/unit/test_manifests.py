@@ -93,6 +93,8 @@ def test_a_missing_or_broken_manifest_is_refused(tmp_path: Path) -> None:
     [
         (b'{"kind": "on\xff"}', "not valid JSON"),  # a flipped byte need not be text
         (b"[]", "is no manifest"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"1" * 5_000, "not valid JSON"),
         (b'{"kind": "onnx"}', "is no manifest"),
     ],
 )
@@ -112,6 +114,7 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, content: bytes, expected:
             "dtype",
         ),
         ({"files": {"model.onnx": {"bytes": 3}}}, r"files.model.onnx.sha256: Field required"),
+        ({"guidanse": True}, "guidanse: Unexpected keyword"),  # its default would do else
         ({"loras": [{"file": "ink.safetensors"}]}, r"loras.0.sha256: Field required"),
     ],
 )

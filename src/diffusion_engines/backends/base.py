@@ -205,7 +205,13 @@ class Backend(Protocol[T]):
         """
 
     def load(
-        self, folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False
+        self,
+        folder: Path,
+        manifest: Engine,
+        device: str,
+        *,
+        cuda_graph: bool = False,
+        threads: int | None = None,
     ) -> nn.Module:
         """Return a bundle's engine as a module; call it only after :meth:`check_loadable`.
 
@@ -217,6 +223,8 @@ class Backend(Protocol[T]):
             manifest: of the bundle; ``preflight.recorded`` reads its fingerprint and settings.
             device: such as ``cuda``.
             cuda_graph: record a CUDA graph at the first call and replay it.
+            threads: of the CPU for each call, of a backend with threads of its own; None: as many
+                as the process may use. Those of PyTorch's are set by the caller.
 
         Raises:
             ConfigError: this backend has no CUDA graphs.

@@ -10,7 +10,7 @@ from pydantic import PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from diffusion_engines.backends import backend, backend_names, base, is_backend
-from diffusion_engines.backends.preflight import rebuild
+from diffusion_engines.backends.preflight import rebuild, recorded
 from diffusion_engines.errors import IntegrityError
 from diffusion_engines.manifests import Engine
 
@@ -65,3 +65,20 @@ def device_of_engine(manifest: Engine) -> str:
             found=str(error),
             fix=f"build it again: {rebuild(manifest)}",
         ) from error
+
+
+def recorded_device(manifest: Engine) -> str:
+    """Return the device in an engine's fingerprint.
+
+    Raises:
+        IntegrityError: there is none, or it is another than that of its settings.
+    """
+    device = recorded(manifest, "fingerprint", "device", str)
+    if device != (target := device_of_engine(manifest)):
+        raise IntegrityError(
+            f"the manifest of {manifest.name} contradicts itself",
+            expected=f"a fingerprint of the target's device, {target}",
+            found=device,
+            fix=f"build it again: {rebuild(manifest)}",
+        )
+    return device

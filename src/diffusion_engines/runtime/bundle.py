@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_engines import manifests
-from diffusion_engines.backends import backend
+from diffusion_engines.backends import backend, backend_names
 from diffusion_engines.backends.timing import TIMING_CACHE
-from diffusion_engines.errors import DiffusionEnginesError, FingerprintError, HardwareError
+from diffusion_engines.errors import (
+    ConfigError,
+    DiffusionEnginesError,
+    FingerprintError,
+    HardwareError,
+    IntegrityError,
+)
 from diffusion_engines.families import family_of
 from diffusion_engines.files import MANIFEST, copy_files
 from diffusion_engines.manifests import Bundle, Engine
+from diffusion_engines.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +30,8 @@ if TYPE_CHECKING:
 
 # Of use to builds alone.
 _BUILD_FILES = (MANIFEST, TIMING_CACHE)
+# What a manifest says twice, of the engine and of its graph.
+_OF_THE_GRAPH = ("component", "precision", "inputs", "outputs", "guidance")
 
 
 def wrap_engine(engine: Path, folder: Path, weights: Path | None = None) -> None:
@@ -49,7 +58,9 @@ def wrap_engine(engine: Path, folder: Path, weights: Path | None = None) -> None
     manifests.write(folder, manifests.bundle_from_engine(manifest, torchscript))
 
 
-def load_bundle(folder: Path, device: str = "cpu", *, cuda_graph: bool = False) -> CheckedEngine:
+def load_bundle(
+    folder: Path, device: str = "cpu", *, cuda_graph: bool = False, threads: int | None = None
+) -> CheckedEngine:
     """Return a bundle's engine as a module that runs on tensors of ``device``.
 
     The hash of every file and then the fingerprint are compared first: the runtimes answer a
@@ -60,8 +71,11 @@ def load_bundle(folder: Path, device: str = "cpu", *, cuda_graph: bool = False) 
         folder: the bundle.
         device: such as ``cpu`` or ``cuda``.
         cuda_graph: record a CUDA graph at the first call and replay it, where the backend can.
+        threads: of the CPU for each call, and from now on of all that PyTorch does in this process;
+            None: as many as the process may use, and PyTorch's stay as they are.
 
     Raises:
+        ConfigError: there cannot be so many threads.
         IntegrityError: a file is missing or altered.
         FingerprintError: the engine was built for another machine or library version.
         HardwareError: the backend's library or GPU is missing here.
@@ -69,8 +83,24 @@ def load_bundle(folder: Path, device: str = "cpu", *, cuda_graph: bool = False) 
     manifest = check_bundle(folder)
     from diffusion_engines.runtime.shapes import CheckedEngine
 
-    engine = backend(manifest.backend).load(folder, manifest, device, cuda_graph=cuda_graph)
+    if threads is not None:
+        _set_threads(threads)
+    engine = backend(manifest.backend).load(
+        folder, manifest, device, cuda_graph=cuda_graph, threads=threads
+    )
     return CheckedEngine(engine, manifest)
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    if threads < 1:
+        raise ConfigError(
+            "threads: there cannot be so few",
+            expected="1 or more; None: as many as the process may use",
+            found=str(threads),
+        )
+    torch.set_num_threads(threads)
 
 
 def load_torchscript(folder: Path) -> nn.Module:
@@ -94,6 +124,7 @@ def check_bundle(folder: Path) -> Bundle:
         as :func:`load_bundle`; the remedy names other bundles of the component that fit.
     """
     manifest = manifests.read(folder, Bundle)
+    _check_engine(folder, manifest)
     try:
         backend(manifest.backend).check_loadable(manifest)
     except (FingerprintError, HardwareError) as error:
@@ -107,6 +138,31 @@ def check_bundle(folder: Path) -> Bundle:
             fix=f"{error.fix}\nThis machine can load: {', '.join(map(str, fitting))}",
         ) from error
     return manifest
+
+
+def _check_engine(folder: Path, manifest: Bundle) -> None:
+    """Raise IntegrityError where a manifest says what no build writes: backends rely on it."""
+    problem = ""
+    if manifest.engine not in manifest.files:
+        problem = f"the engine {manifest.engine} is not among its files"
+    elif manifest.name != f"{manifest.target}-{manifest.component}":
+        problem = f"{manifest.name} for the {manifest.component} of {manifest.target}"
+    elif manifest.backend not in backend_names():
+        problem = f"no such backend: {manifest.backend}"
+    elif manifest.precision not in PRECISIONS:
+        problem = f"no such precision: {manifest.precision}"
+    elif other := [
+        name for name in _OF_THE_GRAPH if getattr(manifest.onnx, name) != vars(manifest)[name]
+    ]:
+        problem = f"the engine and its graph have other {', '.join(other)}"
+    if problem:
+        raise IntegrityError(
+            f"{folder / MANIFEST} contradicts itself",
+            expected="a manifest as `wrap` writes it",
+            found=problem,
+            fix=f"make it again: `rm -rf {folder}`, then `dvc repro`. On a server: copy the\n"
+            "folder again, from a place that you trust",
+        )
 
 
 def fitting_bundles(folder: Path) -> list[Path]:

@@ -6,7 +6,9 @@ allows it, a step on a GPU is one CUDA graph that every later run of the same sh
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -108,6 +110,8 @@ class _Captured:
     graph: Any
 
 
+# Of the runs that replay captured steps.
+_TURN = threading.Lock()
 # By the denoiser's network. Neither a graph nor its state refers to it, so both go when it goes.
 _CAPTURED: WeakKeyDictionary[Any, OrderedDict[Any, _Captured]] = WeakKeyDictionary()
 
@@ -135,7 +139,8 @@ def denoise(
 ) -> Denoised:
     """Run the loop where the latents are.
 
-    A captured step works in memory of its own: two threads cannot use a network at once.
+    A captured step works in memory of its own: threads take turns with their runs, and must share a
+    stream, as they do unless they choose others.
 
     Args:
         denoiser: what is called at each step.
@@ -149,10 +154,12 @@ def denoise(
         steps: 0, 1, … as far as the run shall go; None: to the end.
         trajectory: whether to collect the latents of every step.
     """
+    captures = _captures(network, latents.device)
+    turn = _TURN if captures else contextlib.nullcontext()
     # What is captured under inference_mode could not be written to outside of it.
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), turn:
         stopwatch = Stopwatch(latents.device)
-        if _captures(network, latents.device):
+        if captures:
             captured = _captured(denoiser, network, schedule, latents, conditions, guidance_scale)
             state = captured.state
 

@@ -136,7 +136,10 @@ def _probe(scheduler: Any) -> Schedule | None:
     trials = torch.tensor(_MAGNITUDES, dtype=torch.float64).repeat_interleave(_TRIALS)
     basis = 2 * _MEMORY + 1
     generator = torch.Generator().manual_seed(0)
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    parameters = inspect.signature(scheduler.step).parameters
+    takes_generator = "generator" in parameters
+    # As diffusers' pipelines hand it on; TCD's own default is 0.3.
+    step = functools.partial(scheduler.step, eta=0.0) if "eta" in parameters else scheduler.step
 
     def one(column: int) -> torch.Tensor:
         random = torch.randn(len(trials), generator=generator, dtype=torch.float64) * trials
@@ -160,10 +163,10 @@ def _probe(scheduler: Any) -> Schedule | None:
         scale = scaled.flatten()[place].double()
         if takes_generator:
             with _Draws(noise) as draws:
-                result = scheduler.step(output.clone(), timestep, sample.clone()).prev_sample
+                result = step(output.clone(), timestep, sample.clone()).prev_sample
             count = draws.count
         else:
-            result = scheduler.step(output.clone(), timestep, sample.clone()).prev_sample
+            result = step(output.clone(), timestep, sample.clone()).prev_sample
             count = 0
         factors, found = result.double().flatten().split([basis, len(trials)])
         expected, terms = factors @ past, factors.abs() @ past.abs()

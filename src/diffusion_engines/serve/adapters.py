@@ -19,16 +19,15 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from transformers import CLIPTextConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from diffusion_engines.backends.targets import device_of_engine
-from diffusion_engines.errors import ConfigError, HardwareError
+from diffusion_engines.errors import ConfigError
 from diffusion_engines.families.base import outputs_of
-from diffusion_engines.precisions import PRECISIONS
-from diffusion_engines.runtime.bundle import is_device
-from diffusion_engines.runtime.shapes import CheckedEngine
+from diffusion_engines.runtime.shapes import CheckedEngine, immovable
+from diffusion_engines.serve.refusals import OF_DECODERS, OF_TEXT_ENCODERS, OF_UNETS, refusing
 
 FrozenDict: Any = configuration_utils.FrozenDict  # untyped in diffusers
 
 
+@immovable
 class EngineModule(torch.nn.Module):
     """What a pipeline asks of any of its networks; an engine stays where and as it was built."""
 
@@ -38,7 +37,7 @@ class EngineModule(torch.nn.Module):
         super().__init__()
         self.engine = engine
         self.config = config
-        self.device = torch.device(device_of_engine(engine.manifest))
+        self.device = engine.device
 
     @property
     def capturable(self) -> bool:
@@ -51,31 +50,16 @@ class EngineModule(torch.nn.Module):
         Raises:
             HardwareError: another device or precision is asked for; both are fixed by the build.
         """
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        if device is not None and not is_device(device, self.device.type):
-            raise HardwareError(
-                f"the engine {self.engine.name} cannot be moved",
-                expected=str(self.device),
-                found=f".to({str(device)!r})",
-                fix=f"load the engines of a target for {device.type}; to choose among several\n"
-                "GPUs, set CUDA_VISIBLE_DEVICES",
-            )
-        precision = self.engine.manifest.precision
-        # An engine in 8 bits has the inputs of what it was made from; its manifest says which.
-        inputs = {str(value.dtype) for value in self.engine.manifest.inputs}
-        allowed = {"float32", PRECISIONS[precision].torch_dtype, *inputs}
-        if dtype is not None and str(dtype).removeprefix("torch.") not in allowed:
-            raise HardwareError(
-                f"the engine {self.engine.name} cannot change its precision",
-                expected=precision,
-                found=f".to({dtype})",
-                fix="leave the dtype out; the precision is chosen in conf/fleet/",
-            )
+        self.engine.to(*args, **kwargs)
         return self
 
 
+@refusing(OF_TEXT_ENCODERS)
 class TextEncoder(EngineModule):
-    """A CLIP text encoder: token ids (batch, 77) to the last hidden state (batch, 77, hidden)."""
+    """A CLIP text encoder: token ids (batch, 77) to the last hidden state (batch, 77, hidden).
+
+    The pooled output (batch, hidden) is that state where the text ends.
+    """
 
     def __init__(self, engine: CheckedEngine, config: Mapping[str, Any]) -> None:
         super().__init__(engine, CLIPTextConfig.from_dict(dict(config)))
@@ -101,7 +85,18 @@ class TextEncoder(EngineModule):
             **unused,
         )
         hidden = self.engine(input_ids).float()
-        return BaseModelOutputWithPooling(last_hidden_state=hidden) if return_dict else (hidden,)
+        pooled = hidden[torch.arange(len(hidden)), self._ends(input_ids).to(hidden.device)]
+        if not return_dict:
+            return hidden, pooled
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+    def _ends(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return where each text ends, as transformers' CLIPTextModel looks for it."""
+        end = self.config.eos_token_id
+        # Configs of before https://github.com/huggingface/transformers/pull/24773 have a wrong 2;
+        # the end is the last of the vocabulary.
+        found = input_ids if end == 2 else (input_ids == end).int()
+        return found.argmax(dim=-1)
 
 
 class _PenultimateAlone(tuple[torch.Tensor]):
@@ -151,6 +146,7 @@ class EncodedText:
         return (self.first,)[index]
 
 
+@refusing(OF_TEXT_ENCODERS)
 class PenultimateTextEncoder(EngineModule):
     """A text encoder of SDXL: token ids (batch, 77) to the penultimate hidden state.
 
@@ -180,6 +176,7 @@ class PenultimateTextEncoder(EngineModule):
         return EncodedText(first, _PenultimateAlone((hidden,)))
 
 
+@refusing(OF_UNETS)
 class UNet(EngineModule):
     """A denoiser: latents (batch, 4, h, w), timestep, text (batch, 77, c) to noise like latents.
 
@@ -188,11 +185,13 @@ class UNet(EngineModule):
 
     def __init__(self, engine: CheckedEngine, config: Mapping[str, Any]) -> None:
         latents = engine.inputs[0]
-        height, width = latents.axis("height").usual, latents.axis("width").usual
-        # The default size of a pipeline is that of its UNet; SDXL's pipeline knows squares alone.
+        # Height and width of the latents that the engine was built around.
+        self.usual = latents.axis("height").usual, latents.axis("width").usual
         self.sized = len(engine.inputs) > 3
-        size = height if self.sized else [height, width]
-        super().__init__(engine, FrozenDict({**config, "sample_size": size}))
+        # A number, as of every checkpoint: some of diffusers' pipelines compare it with others.
+        # They also mend configs of before 0.9, whose size is not this one.
+        known = {key: value for key, value in config.items() if key != "_diffusers_version"}
+        super().__init__(engine, FrozenDict({**known, "sample_size": self.usual[0]}))
         if self.sized:
             # Where SDXL's pipeline looks up how long the conditions are.
             features = config["projection_class_embeddings_input_dim"]
@@ -270,11 +269,22 @@ class UNet(EngineModule):
         return noise[:rows].float()
 
 
+@refusing(OF_DECODERS)
 class VAEDecoder(EngineModule):
     """The decoding half of a VAE: latents (batch, 4, h, w) to images (batch, 3, H, W)."""
 
     def __init__(self, engine: CheckedEngine, config: Mapping[str, Any]) -> None:
         super().__init__(engine, FrozenDict(config))
+
+        self.use_slicing = False
+
+    def enable_slicing(self) -> None:
+        """Decode as few latents at once as the engine takes, for less memory."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Decode all latents at once."""
+        self.use_slicing = False
 
     def decode(self, z: torch.Tensor, return_dict: bool = True, generator: Any = None) -> Any:
         """Run the engine; ``generator`` is part of diffusers' signature, and unused there too.
@@ -282,14 +292,16 @@ class VAEDecoder(EngineModule):
         Raises:
             ShapeError: the size or batch is not one that the engine was built for.
         """
-        images = self.engine(z).float()
+        rows = self.engine.inputs[0].axis("batch").low if self.use_slicing else len(z)
+        parts = [z[start : start + rows] for start in range(0, len(z), max(rows, 1))] or [z]
+        images = torch.cat([self.engine(part).float() for part in parts])
         return DecoderOutput(sample=images) if return_dict else (images,)
 
     forward = decode
 
 
 def _refuse(engine: CheckedEngine, **conditions: Any) -> None:
-    given = [name for name, value in conditions.items() if value is not None]
+    given = [name for name, value in conditions.items() if not _asks_for_nothing(value)]
     if given:
         raise ConfigError(
             f"the engine {engine.name} has no input for {', '.join(given)}",
@@ -297,3 +309,8 @@ def _refuse(engine: CheckedEngine, **conditions: Any) -> None:
             found=", ".join(given),
             fix="call the pipeline without it (clip_skip, IP adapters, attention processors)",
         )
+
+
+def _asks_for_nothing(value: Any) -> bool:
+    """Whether a condition is none, or an empty mapping as of ``cross_attention_kwargs``."""
+    return value is None or (isinstance(value, Mapping) and not value)

@@ -37,7 +37,7 @@ from diffusion_engines.runtime.sampling import (
     load_model,
     sample,
 )
-from diffusion_engines.runtime.shapes import CheckedEngine, Sizes
+from diffusion_engines.runtime.shapes import CheckedEngine, Sizes, wider
 
 # The key under which a PNG carries its settings, as JSON.
 SETTINGS_KEY = "diffusion-engines"
@@ -150,9 +150,7 @@ def check_size(networks: Mapping[str, Network], settings: Settings) -> None:
                     f"generate.{name}: the engine {_name(network)} was not built for {size} pixels",
                     expected=f"{pixels} pixels",
                     found=f"{size} pixels",
-                    fix=f"choose such a {name}; or build engines for several sizes:\n"
-                    '`make repro ARGS="export=dynamic"`, with the ranges in '
-                    "conf/export/dynamic.yaml",
+                    fix=f"choose such a {name};\n{wider([sizes])}",
                 )
 
 

@@ -25,10 +25,16 @@ from diffusion_engines.runtime.bundle import is_device, load_bundle
 from diffusion_engines.serve.pack import PIPELINE
 
 if TYPE_CHECKING:
+    from diffusion_engines.families.base import Family
     from diffusion_engines.runtime.shapes import CheckedEngine
 
+# Of a tokenizer; or else tokenizer.json, which has it and all the rest.
+_VOCABULARY = "vocab.json"
 
-def load_component(folder: str | PathLike[str], device: str | None = None) -> CheckedEngine:
+
+def load_component(
+    folder: str | PathLike[str], device: str | None = None, *, threads: int | None = None
+) -> CheckedEngine:
     """Return one engine as a ``torch.nn.Module``.
 
     Its inputs and outputs are those that its family declares (``families/``); inputs are cast to
@@ -38,23 +44,28 @@ def load_component(folder: str | PathLike[str], device: str | None = None) -> Ch
         folder: a bundle, e.g. ``artifacts/bundles/cpu/unet``.
         device: where to run, ``cpu`` or ``cuda``; None: what the engine was built for. To choose
             among several GPUs, set CUDA_VISIBLE_DEVICES.
+        threads: of the CPU for each call; set for all that PyTorch does in this process, too. None:
+            one for each core that the process may use, by its affinity and its control groups'
+            quota, and PyTorch's stay as they are.
 
     Raises:
         IntegrityError: a file is missing or altered.
         FingerprintError: the engine was built for another machine or library version.
         HardwareError: the engine does not run on ``device``, or the backend's library or GPU is
-            missing here.
+            missing here; of the module, when called in a process that was forked from this one.
+        ConfigError: there cannot be so many threads.
         ShapeError: of the module, when called with a size that the engine was not built for.
     """
     folder = Path(folder)
     manifest = manifests.read(folder, Bundle, verify=False)  # load_bundle checks the files
-    return load_bundle(folder, _device(manifest, device))
+    return load_bundle(folder, _device(manifest, device), threads=threads)
 
 
 def load_pipeline(
     folder: str | PathLike[str],
     device: str | None = None,
     *,
+    threads: int | None = None,
     fallback: Fallback = "error",
     weights: str | PathLike[str] | None = None,
 ) -> Any:
@@ -76,6 +87,7 @@ def load_pipeline(
             :func:`diffusion_engines.release.choosing.choose`.
         weights: the diffusers folder that ``fallback="pytorch"`` loads, such as
             ``artifacts/weights``; its hashes must be those that the release was made from.
+        threads: as of :func:`load_component`.
 
     Raises:
         IntegrityError: a file or an engine is missing or altered, or engines of different models
@@ -96,12 +108,15 @@ def load_pipeline(
         folder = chosen
     rest = folder / PIPELINE
     packed = manifests.read(rest, Pipeline)
+    _check_listed(rest, packed, ["model_index.json"])
     family = family_of(rest)
+    _check_listed(rest, packed, _needed_files(family))
     check_complete(folder, tuple(family.components))
     model = load_model(rest)
     modules: dict[str, Any] = {}
     for name, component in family.components.items():
-        engine = load_component(folder / name, device)
+        engine = load_component(folder / name, device, threads=threads)
+        check_place(folder, name, engine.manifest)
         check_weights(folder, engine.manifest, packed, component.folder)
         engine.pixels_per_latent = family.pixels_per_latent(model.configs)
         adapter = pkgutil.resolve_name(component.adapter)
@@ -149,6 +164,42 @@ def _load_torch_pipeline(
         **family.options(index),
     )
     return pipeline.to(where)
+
+
+def _needed_files(family: Family) -> list[str]:
+    """Return the files without which a pipeline cannot be made.
+
+    The vocabularies among them: of a tokenizer that lacks its own, transformers makes one up.
+    """
+    configs = [f"{component.folder}/config.json" for component in family.components.values()]
+    vocabularies = [f"{folder}/{_VOCABULARY}" for folder in family.tokenizers.values()]
+    return ["scheduler/scheduler_config.json", *configs, *vocabularies]
+
+
+def _check_listed(folder: Path, packed: Pipeline, needed: Sequence[str]) -> None:
+    listed = {*packed.files}
+    if missing := [
+        name
+        for name in needed
+        if name not in listed and name.replace(_VOCABULARY, "tokenizer.json") not in listed
+    ]:
+        raise IntegrityError(
+            f"{folder} lacks {', '.join(missing)}",
+            expected="all that a pipeline needs besides its engines",
+            found=", ".join(sorted(listed)) or "no files",
+            fix="copy the whole folder again, or run `dvc repro`",
+        )
+
+
+def check_place(folder: Path, component: str, engine: Engine) -> None:
+    """Raise IntegrityError where the engine in a component's folder is of another one."""
+    if engine.component != component:
+        raise IntegrityError(
+            f"{folder / component} holds the engine of another component",
+            expected=component,
+            found=f"{engine.name}, of the component {engine.component}",
+            fix="copy the whole folder again, or run `dvc repro`",
+        )
 
 
 def check_complete(folder: Path, components: tuple[str, ...]) -> None:

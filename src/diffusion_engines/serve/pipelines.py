@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
+from diffusion_engines.errors import ConfigError
 from diffusion_engines.runtime.denoising import denoise, draw_noise
 from diffusion_engines.runtime.schedules import Schedule, schedule_of
 from diffusion_engines.serve.adapters import UNet
+from diffusion_engines.serve.refusals import OF_CALLS, OF_PIPELINES, error, methods
 
 
 @functools.cache
@@ -36,16 +38,23 @@ def engine_pipeline_class(base: Any, denoiser: str, arguments: frozenset[str]) -
 
     @functools.wraps(base.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        schedule = None
         network = getattr(self, denoiser)
-        if isinstance(network, UNet):
-            try:
-                given = signature.bind(self, *args, **kwargs)
-            except TypeError:  # which diffusers' own call raises again
-                return base.__call__(self, *args, **kwargs)
-            steps = _value(given, "num_inference_steps")
-            if isinstance(steps, int) and _settled(given, arguments):
-                schedule = schedule_of(self.scheduler, steps)
+        if not isinstance(network, UNet):  # a PyTorch network has been put in its place
+            return base.__call__(self, *args, **kwargs)
+        network.engine.check_process()
+        try:
+            given = signature.bind(self, *args, **kwargs)
+        except TypeError:  # which diffusers' own call raises again
+            return base.__call__(self, *args, **kwargs)
+        _check_arguments(given)
+        if not (_value(given, "height") or _value(given, "width")):
+            height, width = (self.vae_scale_factor * edge for edge in network.usual)
+            given.arguments.update(height=height, width=width)
+        schedule, steps = None, _value(given, "num_inference_steps")
+        if isinstance(steps, int) and _settled(given, arguments):
+            schedule = schedule_of(self.scheduler, steps)
+        _, *args = given.args  # type: ignore[assignment]
+        kwargs = given.kwargs
         if schedule is None:
             return base.__call__(self, *args, **kwargs)
         whole = _WholeRun(self, network, schedule)
@@ -61,16 +70,53 @@ def engine_pipeline_class(base: Any, denoiser: str, arguments: frozenset[str]) -
         result = base.__call__(running, *args, **kwargs)
         # What a call leaves behind, such as guidance_scale.
         left = running.__dict__.items()
+        self.scheduler.__dict__.update(whole.scheduler.__dict__)
         self.__dict__.update({name: value for name, value in left if name not in stand_ins})
         return result
 
+    def copied(self: Any) -> Any:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
     namespace = {
+        **methods(OF_PIPELINES, dir(base)),
         "__call__": call,
+        "__copy__": copied,
+        "__reduce_ex__": _refuse_pickling,
         "__doc__": base.__doc__,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
     }
     return type(base.__name__, (base,), namespace)
+
+
+def _refuse_pickling(self: Any, protocol: Any) -> Any:
+    raise ConfigError(
+        "a pipeline of engines cannot be pickled or copied as a whole",
+        expected="the folder that it was loaded from",
+        found="engines in the memory of this process",
+        fix="hand the folder on, and call `load_pipeline` there",
+    )
+
+
+def _check_arguments(given: inspect.BoundArguments) -> None:
+    """Raise ConfigError for what diffusers' pipeline would trip over, or turn into something else.
+
+    Latents that hold no numbers are multiplied by some before an engine sees them.
+    """
+    for name, refusal in OF_CALLS.items():
+        if given.arguments.get(name) is not None:
+            raise error(f"argument {name}", refusal)
+    latents = _value(given, "latents")
+    dtype = latents.dtype if isinstance(latents, torch.Tensor) else torch.float32
+    if dtype.is_complex or dtype == torch.bool:
+        raise ConfigError(
+            "latents: an engine takes real numbers",
+            expected="torch.float32",
+            found=str(dtype),
+            fix="leave them out, or give numbers drawn from a normal distribution",
+        )
 
 
 def _settled(given: inspect.BoundArguments, arguments: Collection[str]) -> bool:
@@ -83,7 +129,8 @@ def _settled(given: inspect.BoundArguments, arguments: Collection[str]) -> bool:
             return False
         default = parameters[name].default
         same = isinstance(value, (bool, int, float, str)) and value == default
-        if value is not default and not same:
+        empty = isinstance(value, Mapping) and not value and default is None
+        if value is not default and not same and not empty:
             return False
     latents = _value(given, "latents")
     return latents is None or getattr(latents, "dtype", None) == torch.float32
@@ -100,7 +147,8 @@ class _WholeRun:
     def __init__(self, pipeline: Any, denoiser: UNet, schedule: Schedule) -> None:
         self.pipeline = pipeline
         self.running: Any = None  # the pipeline as the call sees it
-        self.scheduler = pipeline.scheduler
+        # A copy: another thread may be asking for other timesteps.
+        self.scheduler = copy.copy(pipeline.scheduler)
         self.denoiser = denoiser
         self.schedule = schedule
         self.conditions: tuple[torch.Tensor, ...] = ()

@@ -50,6 +50,40 @@ def test_an_open_engine_takes_its_profile_and_names_it() -> None:
         call(engine, batch=10, width=200)
 
 
+def test_the_remedy_is_one_that_helps() -> None:
+    """export=dynamic opens batch, height and width of an engine that has one of each."""
+    text = torch.zeros(2, 77, 32)
+    for engine, latents, words, suggested, not_suggested in (
+        (unet(), (2, 4, 32, 16), text, "export=dynamic", "widen"),
+        (unet(OPEN), (2, 4, 200, 16), text, "widen the ranges", "export=dynamic"),
+        (
+            unet(OPEN),
+            (10, 4, 16, 16),
+            text,
+            "two rows per image with guidance, and one without",
+            "export=",
+        ),
+        (unet(), (2, 4, 16, 16), torch.zeros(2, 153, 32), "shorten the prompt", "dynamic"),
+        (unet(), (2, 4, 16, 16), torch.zeros(2, 77, 64), "own text encoders", "dynamic"),
+        (unet(OPEN), (2, 9, 16, 16), text, "text to image", "dynamic"),
+    ):
+        with pytest.raises(ShapeError) as raised:
+            engine(torch.zeros(latents), torch.zeros(1), words)
+        _, _, fix = str(raised.value).partition("fix:")
+        assert suggested in fix
+        assert not_suggested not in fix
+
+
+def test_a_number_is_a_timestep_and_a_name_is_none() -> None:
+    latents, text = torch.zeros(2, 4, 16, 16), torch.zeros(2, 77, 32)
+    for timestep in (5, 5.0, torch.tensor(5)):
+        assert unet()(latents, timestep, text).shape == latents.shape
+    with pytest.raises(ShapeError, match=r"found: +0 tensor\(s\), sample=…, timestep=…"):
+        unet()(sample=latents, timestep=5)
+    with pytest.raises(ShapeError, match=r"takes no torch\.bool for latents"):
+        unet()(latents > 0, 5, text)
+
+
 def test_pixels_are_named_where_they_are_known() -> None:
     engine = unet(OPEN)
     engine.pixels_per_latent = 8

@@ -54,7 +54,7 @@ def test_what_leaves_is_fp32_as_a_tuple_or_by_name() -> None:
 
 def test_the_size_of_a_pipeline_is_that_of_its_engine() -> None:
     unet, _ = make()
-    assert unet.config.sample_size == [16, 16]
+    assert unet.config.sample_size == 16
     assert unet.config.in_channels == 4
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from diffusion_engines.errors import (
 )
 from diffusion_engines.families.stable_diffusion import FAMILY
 from diffusion_engines.files import write_json
+from diffusion_engines.manifests import Bundle, Pipeline
 from diffusion_engines.runtime.networks import read_config
 from diffusion_engines.weights.fuse import fuse_loras
 from diffusion_engines.weights.lora import read_lora
@@ -47,7 +49,7 @@ def own(tiny_weights: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def served(tiny_bundles: Path) -> Any:
-    pipeline: Any = load_pipeline(tiny_bundles)
+    pipeline: Any = load_pipeline(tiny_bundles, threads=1)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -177,6 +179,101 @@ def test_a_missing_engine_is_named(copy: Path) -> None:
     assert "found:    pipeline, text_encoder, unet" in str(raised.value)
 
 
+def list_files(folder: Path, kind: Any) -> None:
+    """Write the manifest anew, as whoever may write the folder can."""
+    manifests.write(folder, manifests.read(folder, kind, verify=False))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pipeline/tokenizer/added_tokens.json", "pipeline/tokenizer/tokenizer.json", "unet/.hidden"],
+)
+def test_a_file_that_no_manifest_lists_is_refused(copy: Path, name: str) -> None:
+    """Transformers reads the first two of itself: another picture, or an error of its own."""
+    (copy / name).write_text('{"lemon": 999}')
+    with pytest.raises(IntegrityError, match="files that its manifest does not list") as raised:
+        load_pipeline(copy)
+    assert f"found:    {name.split('/', 1)[1]}" in str(raised.value)
+
+
+def test_a_link_to_a_folder_is_a_file_that_no_manifest_lists(copy: Path) -> None:
+    (copy / "pipeline/more").symlink_to(copy / "unet")
+    with pytest.raises(IntegrityError, match="does not list"):
+        load_pipeline(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda files: {}, "files that its manifest does not list"),
+        (lambda files: without(files, "engine.onnx"), r"does not list\n.*\n +found: +engine\.onnx"),
+        (lambda files: without(files, "engine.onnx.data"), r"does not list(.*\n){2}.*onnx\.data"),
+        (lambda files: files | {"/etc/hostname": files["engine.onnx"]}, "inside of its folder"),
+        (lambda files: files | {"../unet/engine.onnx": files["engine.onnx"]}, "inside of its"),
+        (lambda files: files | {"./engine.onnx": files["engine.onnx"]}, "inside of its folder"),
+    ],
+    ids=["none", "no engine", "no data", "absolute", "outside", "not plain"],
+)
+def test_a_manifest_lists_the_files_of_its_folder(copy: Path, change: Any, expected: str) -> None:
+    path = copy / "vae_decoder/manifest.json"
+    edit_manifest(path, files=change(json.loads(path.read_text())["files"]))
+    with pytest.raises(IntegrityError, match=expected):
+        load_component(copy / "vae_decoder")
+
+
+def without(files: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in files.items() if key != name}
+
+
+def test_an_engine_is_in_its_own_folder_and_whole(copy: Path) -> None:
+    edit_manifest(copy / "vae_decoder/manifest.json", engine="../unet/engine.onnx")
+    with pytest.raises(
+        IntegrityError, match=r"engine \.\./unet/engine\.onnx is not among its files"
+    ):
+        load_component(copy / "vae_decoder")
+    (copy / "unet/engine.onnx.data").unlink()
+    list_files(copy / "unet", Bundle)
+    with pytest.raises(IntegrityError, match=r"cannot load .*unet/engine\.onnx"):
+        load_component(copy / "unet")
+
+
+def test_an_engine_in_another_components_folder_is_refused(copy: Path) -> None:
+    shutil.rmtree(copy / "vae_decoder")
+    (copy / "unet").rename(copy / "vae_decoder")
+    shutil.copytree(copy / "vae_decoder", copy / "unet")
+    with pytest.raises(IntegrityError, match="holds the engine of another component") as raised:
+        load_pipeline(copy)
+    assert "found:    cpu-unet, of the component unet" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer/vocab.json", "unet/config.json", "scheduler/scheduler_config.json"]
+)
+def test_what_a_pipeline_cannot_be_without_is_named(copy: Path, name: str) -> None:
+    (copy / "pipeline" / name).unlink()
+    list_files(copy / "pipeline", Pipeline)
+    with pytest.raises(IntegrityError, match=rf"pipeline lacks {name}\n"):
+        load_pipeline(copy)
+
+
+def test_a_flipped_bit_of_a_manifest_is_harmless_or_refused(copy: Path) -> None:
+    path = copy / "vae_decoder/manifest.json"
+    good, chosen = path.read_bytes(), random.Random(5)
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    expected, refused = load_component(path.parent)(latents), 0
+    for _ in range(100):
+        damaged = bytearray(good)
+        damaged[chosen.randrange(len(good))] ^= 1 << chosen.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = load_component(path.parent)(latents)
+        except (IntegrityError, FingerprintError):
+            refused += 1
+        else:
+            assert torch.equal(found, expected), damaged.decode()
+    assert refused > 50
+
+
 def edit_manifest(path: Path, **changes: Any) -> None:
     write_json(path, json.loads(path.read_text()) | changes)
 
@@ -243,7 +340,7 @@ def test_engines_of_format_1_are_loaded_by_the_models_name(copy: Path) -> None:
         here = {key: made[key] for key in ("files", "fingerprint") if key in made}
         write_json(path, old | here)
     assert load_component(copy / "unet").name == "cpu-unet"
-    assert load_pipeline(copy).unet.config["sample_size"] == [16, 16]
+    assert load_pipeline(copy).unet.config["sample_size"] == 16
     edit_manifest(copy / "unet/manifest.json", model="sd14")
     with pytest.raises(IntegrityError, match="mixes engines of different models"):
         load_pipeline(copy)
@@ -252,9 +349,7 @@ def test_engines_of_format_1_are_loaded_by_the_models_name(copy: Path) -> None:
 def test_a_pipeline_that_cannot_be_made_is_named(copy: Path) -> None:
     index = copy / "pipeline/model_index.json"
     edit_manifest(index, _class_name="StableDiffusion3Pipeline")
-    manifest = json.loads((copy / "pipeline/manifest.json").read_text())
-    del manifest["files"]["model_index.json"]
-    write_json(copy / "pipeline/manifest.json", manifest)
+    list_files(copy / "pipeline", Pipeline)
     with pytest.raises(ConfigError, match="whose pipeline no engines are built for") as raised:
         load_pipeline(copy)
     assert "found:    StableDiffusion3Pipeline" in str(raised.value)

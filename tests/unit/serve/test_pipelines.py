@@ -33,7 +33,7 @@ PROMPT = "A big banana leaf with lemons in front of it"
 
 @pytest.fixture(scope="module")
 def loaded(tiny_bundles: Path) -> Any:
-    pipeline: Any = load_pipeline(tiny_bundles)
+    pipeline: Any = load_pipeline(tiny_bundles, threads=1)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -257,6 +257,15 @@ def test_a_call_leaves_behind_what_diffusers_call_leaves(
         assert served.unet is unet
     assert left[0] == left[1]
     assert moved == [4] * 4
+
+
+def test_the_sizes_of_a_call_are_those_of_the_engine_unless_it_has_others(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.unet, "usual", (8, 24))  # no square, which sample_size cannot say
+    with pytest.raises(ShapeError, match=r"latents of shape \(2, 4, 8, 24\)"):
+        paint(served)
+    assert paint(served, height=128, width=128).images.shape == (1, 128, 128, 3)
 
 
 def test_a_run_can_be_interrupted(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:

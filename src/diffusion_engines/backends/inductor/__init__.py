@@ -88,7 +88,13 @@ class _Inductor:
         check_loadable(manifest)
 
     def load(
-        self, folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False
+        self,
+        folder: Path,
+        manifest: Engine,
+        device: str,
+        *,
+        cuda_graph: bool = False,
+        threads: int | None = None,
     ) -> nn.Module:
         from diffusion_engines.backends.inductor.running import load
 

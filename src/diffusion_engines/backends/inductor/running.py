@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from diffusion_engines.backends.inductor.fingerprint import running_fingerprint
 from diffusion_engines.backends.inductor.library import Run, open_library
 from diffusion_engines.backends.inductor.settings import LAYOUT, WEIGHTS
 from diffusion_engines.backends.preflight import rebuild, recorded
+from diffusion_engines.backends.targets import recorded_device
 from diffusion_engines.errors import ConfigError, FingerprintError
 from diffusion_engines.files import read_json
 from diffusion_engines.manifests import Engine
@@ -33,7 +35,7 @@ def check_loadable(manifest: Engine) -> None:
         FingerprintError: they differ.
         HardwareError: there is no GPU.
     """
-    for key, here in running_fingerprint(recorded(manifest, "fingerprint", "device", str)).items():
+    for key, here in running_fingerprint(recorded_device(manifest)).items():
         if (built := recorded(manifest, "fingerprint", key, str)) != here:
             raise FingerprintError(
                 f"the engine {manifest.name} was built for another {key.replace('_', ' ')}",
@@ -53,7 +55,7 @@ def load(folder: Path, manifest: Engine, *, cuda_graph: bool = False) -> nn.Modu
         ConfigError: a CUDA graph is asked for on a CPU.
         IntegrityError: the library cannot be loaded, or weights are missing.
     """
-    device = recorded(manifest, "fingerprint", "device", str)
+    device = recorded_device(manifest)
     if cuda_graph and device == "cpu":
         raise ConfigError(
             f"the engine {manifest.name} is for a CPU, which has no CUDA graphs",
@@ -82,6 +84,9 @@ class InductorEngine(nn.Module):
         self.cuda_graph = cuda_graph
         self.capturable = device == "cuda"
         self.graphs: dict[tuple[torch.Size, ...], RecordedCall] = {}
+        self.lock = (
+            threading.Lock()
+        )  # a library runs, and a graph is replayed, in memory of its own
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         """Return the output, or a tuple of several."""
@@ -89,7 +94,7 @@ class InductorEngine(nn.Module):
             tensor.to(self.device, dtype).contiguous()
             for tensor, dtype in zip(tensors, self.dtypes, strict=True)
         ]
-        with torch.no_grad():
+        with torch.no_grad(), self.lock:
             outputs = self._recorded(cast) if self._records() else self.run(cast)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 

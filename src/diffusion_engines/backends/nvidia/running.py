@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,8 +61,8 @@ def load_plan(
     The module's work is in the order of PyTorch's current stream. It binds the addresses of its
     inputs where they already have the engine's dtype and device, and casts or moves them where not;
     it takes them in the order of the trailing number of their names (``input_0``, ``input_1``, …),
-    and returns its outputs in theirs: a tensor where there is one, else a tuple. One module serves
-    one thread at a time.
+    and returns its outputs in theirs: a tensor where there is one, else a tuple. Threads take turns;
+    those that share the module must share a stream too, as they do unless they choose others.
 
     Args:
         trt: the Python module.
@@ -157,6 +158,7 @@ def _module(
             self.stream = cuda.Stream()
             self.recorded: dict[tuple[Any, ...], _Recorded] = {}
             self.settled: set[tuple[Any, ...]] = set()
+            self.lock = threading.Lock()  # a context has one set of addresses
 
         def forward(self, *tensors: torch.Tensor) -> Any:
             held = [
@@ -164,7 +166,7 @@ def _module(
                 for tensor, binding in zip(tensors, inputs, strict=True)
             ]
             key = tuple(tuple(tensor.shape) for tensor in held)
-            with torch.cuda.device(device):
+            with torch.cuda.device(device), self.lock:
                 run = self.replay if cuda_graph else self.run
                 results = run(key, held)
                 if key not in self.settled:

@@ -74,11 +74,17 @@ class _OnnxRuntime:
         check_loadable(manifest)
 
     def load(
-        self, folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False
+        self,
+        folder: Path,
+        manifest: Engine,
+        device: str,
+        *,
+        cuda_graph: bool = False,
+        threads: int | None = None,
     ) -> nn.Module:
         from diffusion_engines.backends.onnxruntime.running import load
 
-        return load(folder, manifest, cuda_graph=cuda_graph)
+        return load(folder, manifest, cuda_graph=cuda_graph, threads=threads)
 
 
 BACKEND: Backend[OnnxRuntimeTarget] = _OnnxRuntime()

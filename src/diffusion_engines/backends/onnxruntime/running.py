@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 from diffusion_engines.backends.onnxruntime.fingerprint import fingerprint_of
 from diffusion_engines.backends.onnxruntime.session import library, open_session
 from diffusion_engines.backends.preflight import rebuild, recorded
-from diffusion_engines.errors import ConfigError, FingerprintError
+from diffusion_engines.backends.targets import recorded_device
+from diffusion_engines.cpu import usable_cores
+from diffusion_engines.errors import (
+    ConfigError,
+    FingerprintError,
+    HardwareError,
+    IntegrityError,
+)
 from diffusion_engines.manifests import Engine
 from diffusion_engines.names import trailing_number
 
@@ -23,7 +30,7 @@ def check_loadable(manifest: Engine) -> None:
         FingerprintError: they differ.
         HardwareError: onnxruntime is missing.
     """
-    for key, value in fingerprint_of(recorded(manifest, "fingerprint", "device", str)).items():
+    for key, value in fingerprint_of(recorded_device(manifest)).items():
         if (built := recorded(manifest, "fingerprint", key, str)) != value:
             raise FingerprintError(
                 f"the engine {manifest.name} was built for another {key.replace('_', ' ')}",
@@ -33,11 +40,16 @@ def check_loadable(manifest: Engine) -> None:
             )
 
 
-def load(folder: Path, manifest: Engine, *, cuda_graph: bool = False) -> nn.Module:
+def load(
+    folder: Path, manifest: Engine, *, cuda_graph: bool = False, threads: int | None = None
+) -> nn.Module:
     """Return the engine as a module that takes and returns tensors on the device of its build.
+
+    Several threads can call it at once.
 
     Raises:
         ConfigError: a CUDA graph is asked for.
+        IntegrityError: ONNX Runtime cannot load the engine.
     """
     import torch
 
@@ -47,15 +59,27 @@ def load(folder: Path, manifest: Engine, *, cuda_graph: bool = False) -> nn.Modu
             expected="cuda_graph=False, or a TensorRT engine",
             found="cuda_graph=True",
         )
-    provider = recorded(manifest, "fingerprint", "device", str)
+    provider = recorded_device(manifest)
     ort = library(provider)
     options = ort.SessionOptions()
     # The file is optimized already. Another pass would only cost time.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
+    # A number of its own choice would pin them to the machine's cores, allowed or not.
+    options.intra_op_num_threads = threads or usable_cores()
     tf32 = provider == "cuda" and recorded(manifest, "settings", "build.tf32", bool)
     path = folder / manifest.engine
-    session = open_session(ort, path, options, provider, tf32=tf32)
+    try:
+        session = open_session(ort, path, options, provider, tf32=tf32)
+    except HardwareError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions have no public base class
+        raise IntegrityError(
+            f"ONNX Runtime {ort.__version__} cannot load {path}",
+            expected="an engine and its data, as a build of this version wrote them",
+            found=str(error)[:800],
+            fix=f"build it again: {rebuild(manifest)}",
+        ) from error
 
     class OnnxRuntimeEngine(torch.nn.Module):
         """Runs a session on tensors in place; casts inputs to the dtypes of the graph."""

@@ -77,7 +77,13 @@ class _TensorRT:
         check_loadable(manifest)
 
     def load(
-        self, folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False
+        self,
+        folder: Path,
+        manifest: Engine,
+        device: str,
+        *,
+        cuda_graph: bool = False,
+        threads: int | None = None,
     ) -> nn.Module:
         from diffusion_engines.backends.tensorrt.running import load
 

@@ -80,7 +80,13 @@ class _TensorRTRTX:
         check_loadable(manifest)
 
     def load(
-        self, folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False
+        self,
+        folder: Path,
+        manifest: Engine,
+        device: str,
+        *,
+        cuda_graph: bool = False,
+        threads: int | None = None,
     ) -> nn.Module:
         from diffusion_engines.backends.tensorrt_rtx.running import load
 

@@ -23,7 +23,12 @@ _KERNEL = re.compile(r"^\s*(?:call_)?((?:cpp_fused|triton_\w{3}_fused)\w*)\(", r
 
 # On a GPU the CPU only launches kernels, and need not be asked for its instruction sets, which
 # takes ten runs of the C++ compiler: 54 s on one machine. Kernels go into the library.
-_FOR_GPUS = {"cpp.vec_isa_ok": False, "aot_inductor.embed_kernel_binary": True}
+_FOR_GPUS: Mapping[str, object] = {
+    "cpp.vec_isa_ok": False,
+    "aot_inductor.embed_kernel_binary": True,
+}
+# As many threads as PyTorch has where it runs, and not where it was built.
+_FOR_CPUS: Mapping[str, object] = {"cpp.dynamic_threads": True}
 
 
 def compile_program(
@@ -48,7 +53,7 @@ def compile_program(
         "aot_inductor.package_constants_in_so": False,
         # Else biases of up to eight elements become literals: those of the weights at hand.
         "always_keep_tensor_constants": True,
-        **(_FOR_GPUS if device == "cuda" else {}),
+        **(_FOR_GPUS if device == "cuda" else _FOR_CPUS),
     }
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's about its own code
