@@ -2,7 +2,8 @@
 
 Select it with `+engine=rtx-unet`.
 
-Where the target has `torchscript`, torchtrtc writes engine.ts beside the plan; that takes the GPU.
+Where the target has `wrap`, torch-tensorrt writes engine.ts or engine.pt2 beside the plan; that
+takes the GPU.
 The weights of an exported program, which has none, are added here.
 
 Reads   artifacts/engines/<target>/<component>/, artifacts/fingerprints/<target>-wrap.json, and for

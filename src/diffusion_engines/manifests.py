@@ -200,7 +200,7 @@ class Engine:
 class Bundle(Engine):
     """An engine that can be loaded: its fields, and what wrapping added to them.
 
-    ``torchscript`` is what the TorchScript file depends on; empty: there is none.
+    ``torchscript``: files for PyTorch, and what they depend on; empty: there are none.
     """
 
     kind: ClassVar[str] = "bundle"

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,11 @@ import torch
 
 from diffusion_engines import manifests
 from diffusion_engines.backends import backend
-from diffusion_engines.backends.nvidia.torchscript import DISTRIBUTIONS, wrap_fingerprint
+from diffusion_engines.backends.nvidia.settings import Wrap
+from diffusion_engines.backends.nvidia.wrapping.distribution import (
+    DISTRIBUTIONS,
+    wrap_fingerprint,
+)
 from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
 from diffusion_engines.backends.tensorrt.settings import TensorRTBuild, TensorRTTarget
 from diffusion_engines.backends.tensorrt_rtx.settings import (
@@ -34,7 +39,12 @@ from diffusion_engines.files import write_json
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.parity.metrics import difference
 from diffusion_engines.runtime.assemble import torch_networks
-from diffusion_engines.runtime.bundle import load_bundle, load_torchscript, wrap_engine
+from diffusion_engines.runtime.bundle import (
+    load_bundle,
+    load_exported_program,
+    load_torchscript,
+    wrap_engine,
+)
 from diffusion_engines.runtime.networks import example_inputs
 from tests.conftest import graph_of, load
 from tests.manifests import built_manifest, graph_manifest
@@ -56,7 +66,7 @@ BUILD = TensorRTBuild(
 )
 
 
-def target_here(name: str, torchscript: bool = False) -> Any:
+def target_here(name: str, wrap: Sequence[Wrap] = ()) -> Any:
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
     if name == "onnxruntime":
         onnxruntime = pytest.importorskip("onnxruntime")
@@ -67,11 +77,11 @@ def target_here(name: str, torchscript: bool = False) -> Any:
         pytest.skip(f"{name} is not installed")
     if name == "tensorrt":
         gpu = torch.cuda.get_device_name()
-        return TensorRTTarget("tensorrt", gpu, capability, torchscript, BUILD)
+        return TensorRTTarget("tensorrt", gpu, capability, [*wrap], BUILD)
     if capability not in RTX_CAPABILITIES:
         pytest.skip(f"TensorRT-RTX does not run on {capability}")
     settings = TensorRTRTXBuild(None, "none", "layer_names_only", tf32=False)
-    return TensorRTRTXTarget("tensorrt_rtx", [capability], settings, torchscript)
+    return TensorRTRTXTarget("tensorrt_rtx", [capability], settings, [*wrap])
 
 
 def make_bundle(name: str, loaded: Any, target: Any, folder: Path, precision: str = "fp16") -> Path:
@@ -213,18 +223,20 @@ def test_both_builders_of_tensorrt_give_an_engine(
     check(load_bundle(bundle, "cuda"), loaded)
 
 
+@pytest.mark.parametrize("wrap", ["torchscript", "exported_program"])
 @pytest.mark.parametrize("library", BACKENDS)
-def test_torchscript_computes_what_pytorch_does(
-    tiny_weights: Path, tmp_path: Path, library: str
+def test_a_wrap_computes_what_pytorch_does(
+    tiny_weights: Path, tmp_path: Path, library: str, wrap: Wrap
 ) -> None:
-    target = target_here(library, torchscript=True)
+    target = target_here(library, [wrap])
     try:
-        wrap_fingerprint(library, True)
+        wrap_fingerprint(library, [wrap])
     except HardwareError:
         pytest.skip(f"{DISTRIBUTIONS[library]} is not installed")
     loaded = load(tiny_weights, "unet", "fp16")
     bundle = make_bundle("unet", loaded, target, tmp_path)
-    check(load_torchscript(bundle), loaded)
+    loads = {"torchscript": load_torchscript, "exported_program": load_exported_program}
+    check(loads[wrap](bundle), loaded)
 
 
 @pytest.mark.parametrize("library", BACKENDS)

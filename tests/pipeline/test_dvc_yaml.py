@@ -47,6 +47,9 @@ PLUMBING = {
 TIMING = {"backends/timing.py"}
 # These compare an engine with this machine, and say what is wrong: they write nothing.
 CHECKS = {"backends/gpus.py", "backends/preflight.py"}
+# What a backend wraps with is the folder that its `wrap_code` names, tested below.
+_FOLDER = LIBRARY / "backends" / "nvidia" / "wrapping"
+WRAPS = {path.relative_to(LIBRARY).as_posix() for path in _FOLDER.glob("*.py")}
 # What this machine is reaches a build as a fingerprint and a measurement as a record: both are
 # tracked themselves.
 MACHINE = {"cpu.py", "machines.py"}
@@ -58,11 +61,11 @@ EXEMPT = {
     "probe": {"backends/probe.py"},
     "probe_machine": MACHINE,
     # It copies files; what checks an engine's inputs is for who loads it.
-    "wrap": {"runtime/shapes.py", "backends/nvidia/torchscript.py", *FAMILIES, *CHECKS, *TIMING},
+    "wrap": {"runtime/shapes.py", *WRAPS, *FAMILIES, *CHECKS, *TIMING},
     # It loads PyTorch networks alone, by the module that also loads engines.
     "reference": {
         "runtime/bundle.py",
-        "backends/nvidia/torchscript.py",
+        *WRAPS,
         "runtime/shapes.py",
         *CHECKS,
         *TIMING,

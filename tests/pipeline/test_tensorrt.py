@@ -24,7 +24,7 @@ defaults:
   - /target@targets.a10: a10
   - /precision@fleet.a10: fp16
 fleet: {a10: {only: [vae_decoder]}}
-targets: {a10: {torchscript: false}}
+targets: {a10: {wrap: []}}
 measure: []
 """
 MIXED_FLEET = """\
@@ -36,7 +36,7 @@ defaults:
   - /precision@fleet.cpu: fp32
   - /precision@fleet.h100: fp16
 fleet: {cpu: {only: [vae_decoder]}, h100: {only: [vae_decoder]}}
-targets: {h100: {torchscript: false}}
+targets: {h100: {wrap: []}}
 measure: []
 """
 GPU = """\

@@ -329,7 +329,7 @@ def test_the_article_is_composed_as_it_was_written() -> None:
     assert params["model"]["name"] == "sd14"
     assert (params["export"]["exporter"], params["export"]["opset"]) == ("torchscript", 12)
     assert list(params["engines"]) == ["a10-unet"]
-    assert params["targets"]["a10"]["torchscript"] is True
+    assert params["targets"]["a10"]["wrap"] == ["torchscript"]
     benchmark = params["benchmark"]
     assert (benchmark["scheduler"], benchmark["steps"], benchmark["guidance_scale"]) == (
         "lms",
@@ -355,7 +355,7 @@ def rtx_on(capability: str) -> Callable[[dict[str, Any]], None]:
         params["targets"]["a10"] = {
             "backend": "tensorrt_rtx",
             "compute_capabilities": [capability],
-            "torchscript": False,
+            "wrap": [],
             "build": {
                 "max_aux_streams": None,
                 "tiling_optimization_level": "none",
@@ -381,7 +381,7 @@ def old_gpu_in_bf16(params: dict[str, Any]) -> None:
         (a10(compute_capability="8.0"), "an A10 has 8.6, found 8.0"),
         (a10(gpu="T4", compute_capability="7.5", hardware_compatibility="ampere_plus"), "has 7.5"),
         (a10(exclude_lean_runtime=True), "build.exclude_lean_runtime: only a plan with"),
-        (a10(weights="stripped"), "targets.a10.torchscript: a TorchScript file has no way"),
+        (a10(weights="stripped"), "targets.a10.wrap: a file for PyTorch has no way"),
         (a10(hardware_compatibility="ampere_plus"), "torchtrtc ties its file to the GPU"),
         (a10(version_compatible=True), "torch-tensorrt does not let a plan run the runtime"),
         (old_gpu_in_bf16, "bf16 needs compute capability 8.0 or later, "),
@@ -398,11 +398,11 @@ def test_what_no_gpu_can_do_is_refused_before_it_starts(
 @pytest.mark.parametrize(
     "change",
     [
-        a10(weights="stripped", torchscript=False),
+        a10(weights="stripped", wrap=[]),
         a10(weights="refittable"),
         a10(version_compatible=True, exclude_lean_runtime=True),
-        a10(version_compatible=True, torchscript=False),
-        a10(hardware_compatibility="ampere_plus", torchscript=False),
+        a10(version_compatible=True, wrap=[]),
+        a10(hardware_compatibility="ampere_plus", wrap=["exported_program"]),
         rtx_on("8.6"),
     ],
 )

@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+from diffusion_engines.backends.nvidia.settings import Wrap
 from diffusion_engines.doctor import engines, machine
 from diffusion_engines.doctor.findings import Check
+
+_WRAPS: dict[Wrap, str] = {"torchscript": "TorchScript", "exported_program": "exported program"}
+
+
+def _wraps(name: str, title: str) -> tuple[Check, ...]:
+    """Return the checks that wrap and run the engine of a builder, as each kind of file."""
+    found = []
+    for kind, words in _WRAPS.items():
+        wrap, needs = f"{name}_{kind}", (f"{name}_build", "tensorrt", "torch_tensorrt")
+        found += [
+            Check(wrap, f"{title}: {words}", engines.wrap_check(name, kind), needs),
+            Check(
+                f"{wrap}_run",
+                f"{title}: run the {words}",
+                engines.wrapped_check(name, kind),
+                (wrap,),
+            ),
+        ]
+    return tuple(found)
+
 
 CHECKS = (
     Check("gpu", "GPU", machine.check_gpu),
@@ -26,18 +47,7 @@ CHECKS = (
     Check(
         "trtexec_run", "trtexec: run", engines.run_check("trtexec"), ("trtexec_build", "tensorrt")
     ),
-    Check(
-        "trtexec_wrap",
-        "trtexec: TorchScript",
-        engines.wrap_check("trtexec"),
-        ("trtexec_build", "tensorrt", "torch_tensorrt"),
-    ),
-    Check(
-        "trtexec_torchscript",
-        "trtexec: run TorchScript",
-        engines.torchscript_check("trtexec"),
-        ("trtexec_wrap",),
-    ),
+    *_wraps("trtexec", "trtexec"),
     Check(
         "python_build",
         "Python builder: build",
@@ -45,16 +55,5 @@ CHECKS = (
         ("export", "tensorrt", "gpu", "driver"),
     ),
     Check("python_run", "Python builder: run", engines.run_check("python"), ("python_build",)),
-    Check(
-        "python_wrap",
-        "Python builder: TorchScript",
-        engines.wrap_check("python"),
-        ("python_build", "torch_tensorrt"),
-    ),
-    Check(
-        "python_torchscript",
-        "Python builder: run TorchScript",
-        engines.torchscript_check("python"),
-        ("python_wrap",),
-    ),
+    *_wraps("python", "Python builder"),
 )

@@ -11,6 +11,8 @@ from typing import Any
 from diffusion_engines import manifests
 from diffusion_engines.backends import backend, gpus
 from diffusion_engines.backends.base import GRAPH_FILES, BuildResult, Graph, Target
+from diffusion_engines.backends.nvidia.settings import Wrap
+from diffusion_engines.backends.nvidia.wrapping import KEYS
 from diffusion_engines.backends.tensorrt.building import build_with
 from diffusion_engines.backends.tensorrt.building.layers import LAYERS
 from diffusion_engines.backends.tensorrt.building.trtexec import find_trtexec, format_version
@@ -19,10 +21,15 @@ from diffusion_engines.backends.tensorrt_rtx.settings import RTX_CAPABILITIES
 from diffusion_engines.doctor import toy
 from diffusion_engines.doctor.findings import Finding, missing, passed
 from diffusion_engines.doctor.targets import cpu_target, rtx_target, tensorrt_target
-from diffusion_engines.files import new_folder
-from diffusion_engines.runtime.bundle import load_bundle, load_torchscript, wrap_engine
+from diffusion_engines.files import copy_files, new_folder
+from diffusion_engines.runtime.bundle import (
+    load_bundle,
+    load_exported_program,
+    load_torchscript,
+    wrap_engine,
+)
 
-ENGINE, BUNDLE, TORCHSCRIPT = "engine", "bundle", "torchscript"
+ENGINE, BUNDLE = "engine", "bundle"
 _FIRST_LAYERS = 3
 
 
@@ -77,28 +84,30 @@ def run_check(name: str) -> Callable[[Path], Finding]:
     return lambda folder: _run(folder / name / BUNDLE)
 
 
-def wrap_check(name: str) -> Callable[[Path], Finding]:
-    """Return the check that wraps the engine of a builder as TorchScript."""
+def wrap_check(name: str, kind: Wrap) -> Callable[[Path], Finding]:
+    """Return the check that wraps the engine of a builder for PyTorch, at its usual sizes."""
 
     def check(folder: Path) -> Finding:
         engine = folder / name / ENGINE
         manifest = manifests.read(engine, manifests.Engine)
-        settings = {**manifest.settings, "torchscript": True}
-        manifests.write(engine, replace(manifest, settings=settings))
-        with new_folder(folder / name / TORCHSCRIPT) as bundle:
-            wrap_engine(engine, bundle)
-        made = manifests.read(folder / name / TORCHSCRIPT, manifests.Bundle)
-        size = made.files[made.torchscript["file"]].bytes
-        return passed(f"{made.torchscript['file']}, {size / 1e6:.1f} MB", **made.torchscript)
+        with new_folder(folder / name / f"{ENGINE}-{kind}") as copy:
+            copy_files(engine, copy)
+            manifests.write(copy, replace(manifest, settings={**manifest.settings, "wrap": [kind]}))
+        with new_folder(folder / name / kind) as bundle:
+            wrap_engine(folder / name / f"{ENGINE}-{kind}", bundle)
+        made = manifests.read(folder / name / kind, manifests.Bundle)
+        file = made.torchscript[KEYS[kind]]
+        return passed(f"{file}, {made.files[file].bytes / 1e6:.1f} MB", **made.torchscript)
 
     return check
 
 
-def torchscript_check(name: str) -> Callable[[Path], Finding]:
-    """Return the check that loads the TorchScript file of a builder's engine and runs it."""
+def wrapped_check(name: str, kind: Wrap) -> Callable[[Path], Finding]:
+    """Return the check that loads the file for PyTorch of a builder's engine and runs it."""
+    load = {"torchscript": load_torchscript, "exported_program": load_exported_program}[kind]
 
     def check(folder: Path) -> Finding:
-        worst = toy.compare(load_torchscript(folder / name / TORCHSCRIPT), "cuda")
+        worst = toy.compare(load(folder / name / kind), "cuda")
         return passed(f"relative L2 {worst:.1e} to PyTorch's fp32", rel_l2=worst)
 
     return check

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from diffusion_engines.backends import gpus
 from diffusion_engines.backends.base import Graph
-from diffusion_engines.backends.nvidia import torchscript
+from diffusion_engines.backends.nvidia.wrapping import distribution
 from diffusion_engines.backends.tensorrt.building import versions
 from diffusion_engines.backends.tensorrt.building.trtexec import (
     find_trtexec,
@@ -129,13 +129,13 @@ def check_tensorrt_rtx(folder: Path) -> Finding:
 def check_torch_tensorrt(folder: Path) -> Finding:
     """Read what torch-tensorrt is for, and the form of its engines."""
     found = {}
-    for backend, name in torchscript.DISTRIBUTIONS.items():
+    for backend, name in distribution.DISTRIBUTIONS.items():
         try:
             metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-        found[backend] = torchscript.wrap_fingerprint(backend, True)
+        found[backend] = distribution.wrap_fingerprint(backend, ["torchscript"])
     if not found:
-        return missing("no torch-tensorrt is installed: " + torchscript.install_hint("tensorrt"))
+        return missing("no torch-tensorrt is installed: " + distribution.install_hint("tensorrt"))
     told = [f"{abi['package']} {abi['torch_tensorrt']}, ABI {abi['abi']}" for abi in found.values()]
     return passed("; ".join(told), **found)

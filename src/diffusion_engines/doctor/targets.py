@@ -51,13 +51,13 @@ def cpu_target(folder: Path) -> OnnxRuntimeTarget:
 
 
 def tensorrt_target(folder: Path) -> TensorRTTarget:
-    """Return the target of TensorRT on this machine's GPU, without TorchScript.
+    """Return the target of TensorRT on this machine's GPU, without wraps.
 
     Raises:
         HardwareError: there is none.
     """
     gpu = gpus.any_gpu()
-    return TensorRTTarget("tensorrt", gpu.name, gpu.capability, False, builds(folder).tensorrt)
+    return TensorRTTarget("tensorrt", gpu.name, gpu.capability, [], builds(folder).tensorrt)
 
 
 def rtx_target(folder: Path) -> TensorRTRTXTarget:

@@ -110,11 +110,30 @@ def load_torchscript(folder: Path) -> nn.Module:
         as :func:`load_bundle`; FingerprintError also for another PyTorch or torch-tensorrt than
         the file was written with, or where there is no such file.
     """
-    from diffusion_engines.backends.nvidia import torchscript
+    from diffusion_engines.backends.nvidia.wrapping import torchscript
+
+    return torchscript.load_torchscript(*_wrapped(folder, "torchscript"))
+
+
+def load_exported_program(folder: Path) -> nn.Module:
+    """Return a bundle's ``engine.pt2``, loaded as any exported program, after the same checks.
+
+    Raises:
+        as :func:`load_torchscript`.
+    """
+    from diffusion_engines.backends.nvidia.wrapping import exported_program
+
+    path, _ = _wrapped(folder, "exported_program")
+    return exported_program.load_program(path)
+
+
+def _wrapped(folder: Path, kind: str) -> tuple[Path, str]:
+    """Return a wrap of a bundle that can be loaded here, and the backend of its plan."""
+    from diffusion_engines.backends.nvidia.wrapping import KEYS
+    from diffusion_engines.backends.nvidia.wrapping.distribution import check_abi
 
     manifest = check_bundle(folder)
-    library = torchscript.check_torchscript(manifest, manifest.backend)
-    return torchscript.load_torchscript(folder, manifest, library)
+    return folder / check_abi(manifest, manifest.backend, KEYS[kind], kind), manifest.backend
 
 
 def check_bundle(folder: Path) -> Bundle:

@@ -167,13 +167,13 @@ A10 = {
     "backend": "tensorrt",
     "gpu": "A10",
     "compute_capability": "8.6",
-    "torchscript": False,
+    "wrap": [],
     "build": yaml.safe_load((ROOT / "conf/build/tensorrt.yaml").read_text()),
 }
 RTX = {
     "backend": "tensorrt_rtx",
     "compute_capabilities": ["8.6", "8.9"],
-    "torchscript": False,
+    "wrap": [],
     "build": yaml.safe_load((ROOT / "conf/build/tensorrt_rtx.yaml").read_text()),
 }
 GPUS = {

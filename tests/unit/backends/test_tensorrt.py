@@ -36,7 +36,7 @@ from tests.manifests import bundle_manifest, engine_manifest, graph_manifest
 from tests.unit.backends.test_trtexec import BUILD
 
 A10 = Gpu("NVIDIA A10", "8.6")
-TARGET = TensorRTTarget("tensorrt", "A10", "8.6", False, BUILD)
+TARGET = TensorRTTarget("tensorrt", "A10", "8.6", [], BUILD)
 PLATFORM = preflight.platform_name()
 
 

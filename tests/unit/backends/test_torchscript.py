@@ -22,7 +22,7 @@ import torch
 from diffusion_engines import manifests
 from diffusion_engines.backends import gpus, preflight
 from diffusion_engines.backends.gpus import Gpu
-from diffusion_engines.backends.nvidia import torchscript
+from diffusion_engines.backends.nvidia.wrapping import distribution, torchscript
 from diffusion_engines.backends.tensorrt import running
 from diffusion_engines.errors import BuildError, FingerprintError, HardwareError, IntegrityError
 from diffusion_engines.families.base import Dim, TensorSpec
@@ -109,7 +109,7 @@ def make_engine(folder: Path, **changes: Any) -> Path:
         builder="trtexec 10.13.3",
         engine="engine.plan",
         settings={
-            "torchscript": True,
+            "wrap": ["torchscript"],
             "build": {
                 "version_compatible": False,
                 "hardware_compatibility": "none",
@@ -268,10 +268,10 @@ def test_a_torch_tensorrt_rtx_is_for_one_minor_release(built: str, fits: bool) -
     engine = engine_manifest("rtx-unet", fingerprint={"tensorrt_rtx": built})
     abi = {"package": "torch-tensorrt-rtx", "torch_tensorrt": "2.13", "tensorrt": "1.5"}
     if fits:
-        torchscript._check_series(engine, "tensorrt_rtx", abi)
+        distribution.check_series(engine, "tensorrt_rtx", abi)
         return
     with pytest.raises(FingerprintError, match="is for another TensorRT-RTX than the") as raised:
-        torchscript._check_series(engine, "tensorrt_rtx", abi)
+        distribution.check_series(engine, "tensorrt_rtx", abi)
     assert "expected: TensorRT-RTX 1.7, which built the plan" in str(raised.value)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (extra,) = re.findall(r"pip install -e '\.\[([\w-]+)\]'", str(raised.value))
@@ -282,28 +282,28 @@ def test_a_missing_or_other_package_is_named(
     machine: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(HardwareError, match="found:    no torch-tensorrt") as raised:
-        torchscript.wrap_fingerprint("tensorrt", True)
-    assert "torchscript=false" in str(raised.value)
+        distribution.wrap_fingerprint("tensorrt", ["torchscript"])
+    assert "wrap=[]" in str(raised.value)
     # `import torch_tensorrt` needs dllist, which --no-deps leaves out (seen with 2.13.0).
     assert f"`pip install --no-deps torch-tensorrt=={SERIES}.* dllist`" in str(raised.value)
     install_torch_tensorrt(tmp_path / "site", "", name="torch_tensorrt_rtx")
     monkeypatch.syspath_prepend(tmp_path / "site")
     with pytest.raises(HardwareError, match="found:    torch-tensorrt-rtx"):
-        torchscript.wrap_fingerprint("tensorrt", True)
-    assert torchscript.wrap_fingerprint("tensorrt_rtx", True)["tensorrt"] == "1.5"
-    assert torchscript.wrap_fingerprint("tensorrt", False) == {}
+        distribution.wrap_fingerprint("tensorrt", ["torchscript"])
+    assert distribution.wrap_fingerprint("tensorrt_rtx", ["torchscript"])["tensorrt"] == "1.5"
+    assert distribution.wrap_fingerprint("tensorrt", []) == {}
 
 
 def test_an_engine_without_the_file_is_loaded_as_a_plan(
     machine: SimpleNamespace, tmp_path: Path
 ) -> None:
     build = {"version_compatible": False, "hardware_compatibility": "none", "weights": "embedded"}
-    settings = {"torchscript": False, "build": build}
+    settings = {"wrap": [], "build": build}
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     wrap_engine(make_engine(tmp_path / "engine", settings=settings), bundle)
     assert sorted(path.name for path in bundle.iterdir()) == ["engine.plan", "manifest.json"]
     assert check_bundle(bundle).torchscript == {}
-    with pytest.raises(FingerprintError, match="was not wrapped as TorchScript") as raised:
+    with pytest.raises(FingerprintError, match="was not wrapped as torchscript") as raised:
         load_torchscript(bundle)
-    assert "targets.a10.torchscript=true" in str(raised.value)
+    assert "add torchscript to targets.a10.wrap" in str(raised.value)

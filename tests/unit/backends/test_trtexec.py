@@ -42,7 +42,7 @@ BUILD = TensorRTBuild(
     hardware_compatibility="none",
     weights="embedded",
 )
-A10 = TensorRTTarget("tensorrt", "A10", "8.6", True, BUILD)
+A10 = TensorRTTarget("tensorrt", "A10", "8.6", ["torchscript"], BUILD)
 OPEN = [
     TensorSpec("input_0", "latents", "component", (Dim("batch", 2, 2, 8), 4, 16, 16)),
     TensorSpec("input_1", "timestep", "float32", (1,)),

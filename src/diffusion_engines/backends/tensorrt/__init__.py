@@ -28,7 +28,7 @@ class _TensorRT:
     graph_format = "onnx"
     code = "src/diffusion_engines/backends/tensorrt/building"
     shared = "src/diffusion_engines/backends/nvidia/building.py"
-    wrap_code = "src/diffusion_engines/backends/nvidia/torchscript.py"
+    wrap_code = "src/diffusion_engines/backends/nvidia/wrapping"
 
     def check(self, target: TensorRTTarget, precisions: Collection[str]) -> list[str]:
         return check_target(target, precisions)
@@ -50,9 +50,9 @@ class _TensorRT:
         return fingerprint_of(target)
 
     def wrap_fingerprint(self, target: TensorRTTarget) -> Mapping[str, object]:
-        from diffusion_engines.backends.nvidia import torchscript
+        from diffusion_engines.backends.nvidia.wrapping.distribution import wrap_fingerprint
 
-        return torchscript.wrap_fingerprint(self.name, target.torchscript)
+        return wrap_fingerprint(self.name, target.wrap)
 
     def build(
         self, graph: Graph, folder: Path, target: TensorRTTarget, timing_cache: Path | None = None
@@ -64,12 +64,13 @@ class _TensorRT:
     def wrap(
         self, folder: Path, manifest: Engine, weights: Path | None = None
     ) -> Mapping[str, object]:
-        from diffusion_engines.backends.nvidia import torchscript
+        from diffusion_engines.backends.nvidia.wrapping import wrap_plan
 
-        if not recorded(manifest, "settings", "torchscript", bool):
+        wrap = recorded(manifest, "settings", "wrap", list)
+        if not wrap:
             return {}
         self.check_loadable(manifest)
-        return torchscript.wrap_plan(folder, manifest, self.name)
+        return wrap_plan(folder, manifest, self.name, wrap)
 
     def check_loadable(self, manifest: Engine) -> None:
         from diffusion_engines.backends.tensorrt.running import check_loadable

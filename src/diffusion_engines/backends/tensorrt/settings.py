@@ -14,6 +14,7 @@ from diffusion_engines.backends.nvidia.settings import (
     ComputeCapability,
     NonNegativeInt,
     PositiveInt,
+    Wrap,
 )
 
 
@@ -40,7 +41,7 @@ class TensorRTTarget:
     backend: Literal["tensorrt"]
     gpu: str  # a word of the name that the driver has for it, e.g. A10
     compute_capability: ComputeCapability
-    torchscript: bool  # also as TorchScript, through torchtrtc
+    wrap: list[Wrap]  # also for PyTorch
     build: TensorRTBuild
 
 
@@ -67,19 +68,19 @@ def check_target(target: TensorRTTarget, precisions: Collection[str]) -> list[st
             "build.exclude_lean_runtime: only a plan with version_compatible=true has a lean "
             "runtime to exclude (conf/build/)"
         )
-    if target.torchscript and build.weights == "stripped":
+    if target.wrap and build.weights == "stripped":
         problems.append(
-            "torchscript: a TorchScript file has no way to get the weights of a stripped plan; "
-            "set torchscript=false or build.weights=embedded (conf/target/)"
+            "wrap: a file for PyTorch has no way to get the weights of a stripped plan; set "
+            "wrap=[] or build.weights=embedded (conf/target/)"
         )
-    if target.torchscript and build.hardware_compatibility != "none":
+    if "torchscript" in target.wrap and build.hardware_compatibility != "none":
         problems.append(
-            "torchscript: torchtrtc ties its file to the GPU that it was wrapped on, whatever the "
-            "plan fits; set torchscript=false or build.hardware_compatibility=none (conf/target/)"
+            "wrap: torchtrtc ties its file to the GPU that it was wrapped on, whatever the plan "
+            "fits; set wrap=[exported_program] or build.hardware_compatibility=none (conf/target/)"
         )
-    if target.torchscript and build.version_compatible and not build.exclude_lean_runtime:
+    if target.wrap and build.version_compatible and not build.exclude_lean_runtime:
         problems.append(
-            "torchscript: torch-tensorrt does not let a plan run the runtime that it carries; set "
-            "torchscript=false or build.exclude_lean_runtime=true (conf/target/)"
+            "wrap: torch-tensorrt does not let a plan run the runtime that it carries; set "
+            "wrap=[] or build.exclude_lean_runtime=true (conf/target/)"
         )
     return problems

@@ -27,7 +27,7 @@ class _TensorRTRTX:
     graph_format = "onnx"
     code = "src/diffusion_engines/backends/tensorrt_rtx/building.py"
     shared = "src/diffusion_engines/backends/nvidia/building.py"
-    wrap_code = "src/diffusion_engines/backends/nvidia/torchscript.py"
+    wrap_code = "src/diffusion_engines/backends/nvidia/wrapping"
 
     def check(self, target: TensorRTRTXTarget, precisions: Collection[str]) -> list[str]:
         return check_target(target, precisions)
@@ -49,9 +49,9 @@ class _TensorRTRTX:
         return fingerprint_of(target)
 
     def wrap_fingerprint(self, target: TensorRTRTXTarget) -> Mapping[str, object]:
-        from diffusion_engines.backends.nvidia import torchscript
+        from diffusion_engines.backends.nvidia.wrapping.distribution import wrap_fingerprint
 
-        return torchscript.wrap_fingerprint(self.name, target.torchscript)
+        return wrap_fingerprint(self.name, target.wrap)
 
     def build(
         self,
@@ -67,12 +67,13 @@ class _TensorRTRTX:
     def wrap(
         self, folder: Path, manifest: Engine, weights: Path | None = None
     ) -> Mapping[str, object]:
-        from diffusion_engines.backends.nvidia import torchscript
+        from diffusion_engines.backends.nvidia.wrapping import wrap_plan
 
-        if not recorded(manifest, "settings", "torchscript", bool):
+        wrap = recorded(manifest, "settings", "wrap", list)
+        if not wrap:
             return {}
         self.check_loadable(manifest)
-        return torchscript.wrap_plan(folder, manifest, self.name)
+        return wrap_plan(folder, manifest, self.name, wrap)
 
     def check_loadable(self, manifest: Engine) -> None:
         from diffusion_engines.backends.tensorrt_rtx.running import check_loadable

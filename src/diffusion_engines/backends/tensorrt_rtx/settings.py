@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from diffusion_engines.backends.base import STRICT
 from diffusion_engines.backends.gpus import lacking
-from diffusion_engines.backends.nvidia.settings import ComputeCapability, NonNegativeInt
+from diffusion_engines.backends.nvidia.settings import ComputeCapability, NonNegativeInt, Wrap
 
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
@@ -33,8 +33,8 @@ class TensorRTRTXTarget:
     backend: Literal["tensorrt_rtx"]
     compute_capabilities: Annotated[list[ComputeCapability], Field(min_length=1)]
     build: TensorRTRTXBuild
-    # Also as TorchScript. torchtrtc loads the engine to wrap it: that takes such a GPU.
-    torchscript: bool = False
+    # Also for PyTorch. torch-tensorrt loads the engine to wrap it: that takes such a GPU.
+    wrap: list[Wrap] = Field(default_factory=list)
 
 
 def check_target(target: TensorRTRTXTarget, precisions: Collection[str]) -> list[str]:

@@ -1,40 +1,20 @@
-"""Wrap a plan as TorchScript with ``torchtrtc``, the program that torch-tensorrt brings along.
-
-The file needs no Python of this project: with torch-tensorrt's runtime library loaded,
-``torch.jit.load`` returns a module that takes the inputs in the order of the trailing number of
-their names. torchtrtc loads the plan while it wraps it and crashes when it cannot: nothing there
-catches what its library throws, so that it is aborted (exit status 134), and that of
-torch-tensorrt-rtx 2.11 ended in a segmentation fault on an engine of another compute capability.
-Hence wrapping has the same checks in front of it as loading, and runs in a process of its own.
-``torch.jit.load`` of a file whose plan cannot be loaded raises RuntimeError.
-https://docs.pytorch.org/TensorRT/cli/torchtrtc.html
-https://github.com/pytorch/TensorRT/blob/main/cpp/bin/torchtrtc/main.cpp
-"""
+"""torch-tensorrt: which one is here, what it is for, and what its files depend on."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import shutil
-import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from diffusion_engines.backends.preflight import rebuild, recorded
-from diffusion_engines.errors import BuildError, FingerprintError, HardwareError
+from diffusion_engines.backends.preflight import recorded
+from diffusion_engines.errors import FingerprintError, HardwareError
 from diffusion_engines.manifests import Bundle, Engine
-from diffusion_engines.precisions import PRECISIONS
-from diffusion_engines.processes import run_logged
 
-if TYPE_CHECKING:
-    from torch import nn
-
-TORCHSCRIPT = "engine.ts"
-_RUNTIME = Path("lib") / "libtorchtrt_runtime.so"
+RUNTIME = Path("lib") / "libtorchtrt_runtime.so"
 # Two distributions fill the same folder `torch_tensorrt`: one for each library.
 DISTRIBUTIONS = {"tensorrt": "torch-tensorrt", "tensorrt_rtx": "torch-tensorrt-rtx"}
 # How many numbers of the version of the plan's library must be those that the distribution was
@@ -54,107 +34,30 @@ _ABI = {
     "tensorrt": "a torch-tensorrt for another TensorRT",
     "abi": "another form of serialized engines",
 }
-# Loads the file as a user would and runs it once.
-_TRIAL = """
-import json, sys, torch
-torch.ops.load_library(sys.argv[1])
-module = torch.jit.load(sys.argv[2])
-tensors = [torch.zeros(shape, dtype=getattr(torch, dtype), device=sys.argv[4])
-           for shape, dtype in json.loads(sys.argv[3])]
-output = module(*tensors)
-print([tuple(value.shape) for value in (output if isinstance(output, (list, tuple)) else [output])])
-if sys.argv[4] == "cuda":
-    torch.cuda.synchronize()
-"""
-_DEVICE = "cuda"
 
 
-def wrap_fingerprint(backend: str, torchscript: bool) -> dict[str, str]:
-    """Return what a wrapped engine depends on beyond the engine: the ABI that its file is for.
+def wrap_fingerprint(backend: str, wrap: Collection[str]) -> dict[str, str]:
+    """Return what wraps depend on beyond the engine: the ABI that their files are for.
+
+    Args:
+        backend: the plan's.
+        wrap: what the target asks for; nothing depends on nothing.
 
     Raises:
         HardwareError: torch-tensorrt is asked for and not installed.
     """
-    if not torchscript:
+    if not wrap:
         return {}
-    package = _package(backend)
-    torchtrtc(backend)
+    package = package_of(backend)
+    if "torchscript" in wrap:
+        torchtrtc(backend)
     return {
-        "torch": _series(metadata.version("torch")),
+        "torch": series_of(metadata.version("torch")),
         "package": DISTRIBUTIONS[backend],
-        "torch_tensorrt": _series(metadata.version(DISTRIBUTIONS[backend])),
+        "torch_tensorrt": series_of(metadata.version(DISTRIBUTIONS[backend])),
         "tensorrt": _built_against(package, backend),
         "abi": _abi_version(package, backend),
     }
-
-
-def wrap_plan(folder: Path, manifest: Engine, backend: str) -> dict[str, str]:
-    """Write ``engine.ts`` beside the plan and run it once; return what loading it depends on.
-
-    Call it only after the backend's ``check_loadable``.
-
-    Raises:
-        HardwareError: torch-tensorrt is missing.
-        FingerprintError: it is for another TensorRT than the plan.
-        BuildError: torchtrtc failed or crashed, or PyTorch could not run what it wrote.
-    """
-    abi = wrap_fingerprint(backend, True)
-    _check_series(manifest, backend, abi)
-    plan, target, log = (
-        folder / manifest.engine,
-        folder / TORCHSCRIPT,
-        folder / "torchtrtc.log",
-    )
-    env = {"LD_LIBRARY_PATH": library_path(backend)}
-    # Absolute: torchtrtc resolves paths by itself.
-    files = (plan.resolve(), target.resolve())
-    run_logged(
-        [torchtrtc(backend), *files, "--embed-engine", "--device-type=gpu"],
-        log,
-        what=f"torchtrtc, wrapping {manifest.name}",
-        fix="a missing library: install PyTorch with CUDA, and TensorRT; a crash: a plan that\n"
-        f"this machine cannot load, so build it here ({rebuild(manifest)}).\n"
-        "Without the TorchScript file: targets.*.torchscript=false",
-        env=env,
-    )
-    if not target.is_file() or target.stat().st_size <= plan.stat().st_size // 2:
-        raise BuildError(
-            f"torchtrtc wrote no complete {TORCHSCRIPT} for {manifest.name}",
-            expected=f"a file of about {plan.stat().st_size} bytes, as the plan",
-            found=f"{target.stat().st_size} bytes" if target.is_file() else "none",
-            fix="run it again with free disk space; its log: " + log.read_text()[-400:],
-        )
-    _try(folder, manifest, backend, env)
-    log.unlink()
-    return abi | {"file": TORCHSCRIPT}
-
-
-def _try(folder: Path, manifest: Engine, backend: str, env: Mapping[str, str]) -> None:
-    precision = PRECISIONS[manifest.precision]
-    inputs = [
-        (
-            value.size,
-            precision.torch_dtype if value.dtype == "component" else value.dtype,
-        )
-        for value in manifest.inputs
-    ]
-    log = folder / "trial.log"
-    run_logged(
-        [
-            sys.executable,
-            "-c",
-            _TRIAL,
-            str(_package(backend) / _RUNTIME),
-            str(folder / TORCHSCRIPT),
-            json.dumps(inputs),
-            _DEVICE,
-        ],
-        log,
-        what=f"torch.jit.load, running {TORCHSCRIPT} of {manifest.name}",
-        fix=f"the torch-tensorrt that wrote it must be for this PyTorch:\n{install_hint(backend)}",
-        env=env,
-    )
-    log.unlink()
 
 
 def torchtrtc(backend: str) -> Path:
@@ -163,7 +66,7 @@ def torchtrtc(backend: str) -> Path:
     Raises:
         HardwareError: it is not there.
     """
-    inside = _package(backend) / "bin" / "torchtrtc"
+    inside = package_of(backend) / "bin" / "torchtrtc"
     if inside.is_file() and os.access(inside, os.X_OK):
         return inside
     if found := shutil.which("torchtrtc"):
@@ -181,7 +84,7 @@ def library_path(backend: str) -> str:
 
     The run path in torchtrtc is that of the machine that compiled it.
     """
-    folders = [_package(backend) / "lib"]
+    folders = [package_of(backend) / "lib"]
     for module, below in (("torch", "lib"), (f"{backend}_libs", ""), ("nvidia", "")):
         spec = importlib.util.find_spec(module)
         for place in (spec.submodule_search_locations or []) if spec else []:
@@ -193,46 +96,45 @@ def library_path(backend: str) -> str:
     return os.pathsep.join([*map(str, folders), *([known] if known else [])])
 
 
-def check_torchscript(manifest: Bundle, backend: str) -> Path:
-    """Compare the ABI that ``engine.ts`` is for with this environment; return the library to load.
+def check_abi(manifest: Bundle, backend: str, key: str, kind: str) -> str:
+    """Compare the ABI that a wrap is for with this environment; return the wrap's file.
+
+    Args:
+        manifest: of the bundle.
+        backend: its plan's.
+        key: of the file in the manifest's section ``torchscript``.
+        kind: of wrap, as the target's setting ``wrap`` calls it.
 
     Raises:
         FingerprintError: another PyTorch, torch-tensorrt or TensorRT; or no such file was made.
         HardwareError: torch-tensorrt is missing.
     """
-    if not manifest.torchscript:
+    if key not in manifest.torchscript:
         raise FingerprintError(
-            f"the engine {manifest.name} was not wrapped as TorchScript",
-            expected=TORCHSCRIPT,
-            found="the plan alone",
-            fix=f"set targets.{manifest.target}.torchscript=true and run `dvc repro`,\n"
+            f"the engine {manifest.name} was not wrapped as {kind}",
+            expected=f"{kind} in the target's `wrap`",
+            found="the plan alone" if not manifest.torchscript else "another wrap",
+            fix=f"add {kind} to targets.{manifest.target}.wrap and run `dvc repro`,\n"
             "or load the plan: `load_bundle`",
         )
-    built = {key: recorded(manifest, "torchscript", key, str) for key in _ABI}
-    here = wrap_fingerprint(backend, True)
-    for key, what in _ABI.items():
-        if built[key] != here[key]:
+    file = recorded(manifest, "torchscript", key, str)
+    built = {name: recorded(manifest, "torchscript", name, str) for name in _ABI}
+    here = wrap_fingerprint(backend, [kind])
+    for name, what in _ABI.items():
+        if built[name] != here[name]:
             raise FingerprintError(
-                f"{TORCHSCRIPT} of {manifest.name} was wrapped for {what}",
-                expected=f"{key} {built[key]}",
-                found=f"{key} {here[key]}",
+                f"{file} of {manifest.name} was wrapped for {what}",
+                expected=f"{name} {built[name]}",
+                found=f"{name} {here[name]}",
                 fix=f"`pip install torch=={built['torch']}.*`, then\n"
                 f"`pip install --no-deps {built['package']}=={built['torch_tensorrt']}.* dllist`,\n"
                 f"or wrap it again here: `dvc repro wrap@{manifest.name}`; the plan itself\n"
                 "does not depend on them: `load_bundle`",
             )
-    return _package(backend) / _RUNTIME
+    return file
 
 
-def load_torchscript(folder: Path, manifest: Engine, library: Path) -> nn.Module:
-    """Load ``engine.ts`` as any TorchScript file, after the checks."""
-    import torch
-
-    torch.ops.load_library(library)  # type: ignore[no-untyped-call]
-    return torch.jit.load(folder / TORCHSCRIPT)  # type: ignore[no-untyped-call]
-
-
-def _package(backend: str) -> Path:
+def package_of(backend: str) -> Path:
     """Return the folder of torch_tensorrt without importing it: that takes a GPU's libraries.
 
     Raises:
@@ -245,11 +147,10 @@ def _package(backend: str) -> Path:
     except metadata.PackageNotFoundError as error:
         others = [other for other in DISTRIBUTIONS.values() if _installed(other)]
         raise HardwareError(
-            f"{name}, which has torchtrtc, is not installed here",
+            f"{name}, is not installed here",
             expected=name,
             found=", ".join(others) or "no torch-tensorrt",
-            fix=f"{install_hint(backend)};\nor without the TorchScript file: "
-            "targets.*.torchscript=false",
+            fix=f"{install_hint(backend)};\nor without wraps: targets.*.wrap=[]",
         ) from error
     if spec is None or not spec.submodule_search_locations:
         raise HardwareError(
@@ -268,7 +169,7 @@ def install_hint(backend: str) -> str:
     """
     if backend == "tensorrt_rtx":
         return f"in an environment of its own, `pip install -e '.[{RTX_EXTRA}]'`"
-    series = _series(metadata.version("torch"))
+    series = series_of(metadata.version("torch"))
     return f"`pip install --no-deps {DISTRIBUTIONS[backend]}=={series}.* dllist`"
 
 
@@ -291,7 +192,7 @@ def _built_against(package: Path, backend: str) -> str:
             found="no such line",
             fix=f"`pip install --force-reinstall {DISTRIBUTIONS[backend]}`",
         )
-    return _series(found.group(1))
+    return series_of(found.group(1))
 
 
 def _abi_version(package: Path, backend: str) -> str:
@@ -312,7 +213,12 @@ def _abi_version(package: Path, backend: str) -> str:
     return found.group(1)
 
 
-def _check_series(manifest: Engine, backend: str, abi: Mapping[str, str]) -> None:
+def check_series(manifest: Engine, backend: str, abi: Mapping[str, str]) -> None:
+    """Compare the library that built a plan with the one that torch-tensorrt is for.
+
+    Raises:
+        FingerprintError: they are not of one series.
+    """
     built = recorded(manifest, "fingerprint", backend, str)
     count, library = _SAME_NUMBERS[backend], _LIBRARIES[backend]
     needed = ".".join(built.split(".")[:count])
@@ -327,6 +233,6 @@ def _check_series(manifest: Engine, backend: str, abi: Mapping[str, str]) -> Non
         )
 
 
-def _series(version: str) -> str:
+def series_of(version: str) -> str:
     """Return "2.13" of "2.13.0+cpu": within a series, files stay loadable."""
     return ".".join(version.split("+", maxsplit=1)[0].split(".")[:2])
