@@ -61,8 +61,9 @@ def load_plan(
     The module's work is in the order of PyTorch's current stream. It binds the addresses of its
     inputs where they already have the engine's dtype and device, and casts or moves them where not;
     it takes them in the order of the trailing number of their names (``input_0``, ``input_1``, …),
-    and returns its outputs in theirs: a tensor where there is one, else a tuple. Threads take turns;
-    those that share the module must share a stream too, as they do unless they choose others.
+    and returns its outputs in theirs: a tensor where there is one, else a tuple. Threads take
+    turns; those that share the module must share a stream too, as they do unless they choose
+    others.
 
     Args:
         trt: the Python module.
