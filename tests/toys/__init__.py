@@ -77,7 +77,7 @@ def add_family(clone: Clone) -> None:
     (folder / "transformer/config.json").write_text(json.dumps(_TRANSFORMER, indent=2))
     index = {
         "_class_name": "DiTPipeline",
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": ["diffusers", "PNDMScheduler"],
         "transformer": ["diffusers", "DiTTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }

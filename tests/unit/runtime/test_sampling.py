@@ -10,6 +10,7 @@ import torch
 
 from diffusion_engines.config import SCHEDULERS
 from diffusion_engines.errors import ConfigError
+from diffusion_engines.families.stable_diffusion import FAMILY
 from diffusion_engines.runtime import sampling
 from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.calls import recorded_calls
@@ -45,6 +46,26 @@ def test_images_are_those_of_diffusers(tiny_weights: Path, scheduler: str) -> No
     torch.testing.assert_close(found.images, expected, rtol=0, atol=1e-4)
     assert len(found.durations.denoiser) >= 4
     assert found.durations.total > found.durations.denoising_loop > sum(found.durations.denoiser)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "said"),
+    [
+        # https://arxiv.org/abs/2305.08891, which these two do not know.
+        ({"rescale_betas_zero_snr": True}, "lms", "expected: rescale_betas_zero_snr True"),
+        ({"rescale_betas_zero_snr": True}, "pndm", "choose euler or dpmpp_2m or ddim"),
+        # Its own defaults are not those of the model's class.
+        ({}, "lcm", "beta_schedule scaled_linear"),
+    ],
+)
+def test_a_scheduler_that_passes_over_what_was_trained_is_refused(
+    config: dict[str, object], name: str, said: str
+) -> None:
+    config = {"_class_name": "DDIMScheduler", **config}
+    with pytest.raises(ConfigError, match="would not keep to the noise schedule") as raised:
+        sampling.make_scheduler(FAMILY, name, config)
+    assert said in str(raised.value)
+    assert sampling.make_scheduler(FAMILY, "euler", config).config.prediction_type == "epsilon"
 
 
 def test_a_seed_means_the_same_noise_in_every_batch(tiny_weights: Path) -> None:
