@@ -20,6 +20,7 @@ from diffusion_engines.files import MANIFEST
 from diffusion_engines.manifests import Bundle, Engine, FusedLora, Graph, Pipeline
 from diffusion_engines.runtime.bundle import is_device, load_bundle
 from diffusion_engines.serve.pack import PIPELINE
+from diffusion_engines.serve.signing import check_signature
 
 if TYPE_CHECKING:
     from diffusion_engines.families.base import Family
@@ -59,7 +60,11 @@ def load_component(
 
 
 def load_pipeline(
-    folder: str | PathLike[str], device: str | None = None, *, threads: int | None = None
+    folder: str | PathLike[str],
+    device: str | None = None,
+    *,
+    threads: int | None = None,
+    public_key: str | PathLike[str] | None = None,
 ) -> Any:
     """Return a diffusers pipeline whose networks are engines.
 
@@ -75,10 +80,11 @@ def load_pipeline(
         folder: all bundles of a target, e.g. ``artifacts/bundles/cpu``; nothing else is read.
         device: as of :func:`load_component`.
         threads: as of :func:`load_component`.
+        public_key: whose signature of the folder must be in it, as ``model.sig``; None: of nobody.
 
     Raises:
         IntegrityError: a file or an engine is missing or altered, or engines of different models
-            or weights are mixed.
+            or weights are mixed; with a key, anything is not as it was signed.
         ConfigError: the model is of a pipeline that cannot be made of engines yet.
         FingerprintError, HardwareError: as of :func:`load_component`.
         ShapeError: of a call with a size or batch that the engines were not built for.
@@ -88,6 +94,8 @@ def load_pipeline(
 
     diffusers: Any = importlib.import_module("diffusers")  # untyped
     folder = Path(folder)
+    if public_key is not None:
+        check_signature(folder, Path(public_key))
     rest = folder / PIPELINE
     packed = manifests.read(rest, Pipeline)
     _check_listed(rest, packed, ["model_index.json"])
