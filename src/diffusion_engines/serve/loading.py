@@ -8,14 +8,19 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_engines import manifests
 from diffusion_engines.backends.targets import device_of_engine
-from diffusion_engines.errors import ConfigError, HardwareError, IntegrityError
+from diffusion_engines.errors import (
+    ConfigError,
+    DiffusionEnginesError,
+    HardwareError,
+    IntegrityError,
+)
 from diffusion_engines.families import family_of
 from diffusion_engines.files import MANIFEST
 from diffusion_engines.manifests import Bundle, Engine, FusedLora, Graph, Pipeline, Weights
@@ -23,9 +28,10 @@ from diffusion_engines.release.choosing import Fallback, choose
 from diffusion_engines.release.profiles import RELEASE
 from diffusion_engines.runtime.bundle import is_device, load_bundle
 from diffusion_engines.serve.pack import PIPELINE
+from diffusion_engines.serve.signing import check_signature
 
 if TYPE_CHECKING:
-    from diffusion_engines.families.base import Family
+    from diffusion_engines.families.base import Family, Model
     from diffusion_engines.runtime.shapes import CheckedEngine
 
 # Of a tokenizer; or else tokenizer.json, which has it and all the rest.
@@ -68,6 +74,7 @@ def load_pipeline(
     threads: int | None = None,
     fallback: Fallback = "error",
     weights: str | PathLike[str] | None = None,
+    public_key: str | PathLike[str] | None = None,
 ) -> Any:
     """Return a diffusers pipeline whose networks are engines.
 
@@ -88,19 +95,21 @@ def load_pipeline(
         weights: the diffusers folder that ``fallback="pytorch"`` loads, such as
             ``artifacts/weights``; its hashes must be those that the release was made from.
         threads: as of :func:`load_component`.
+        public_key: whose signature of the folder must be in it, as ``model.sig``; None: of nobody.
 
     Raises:
         IntegrityError: a file or an engine is missing or altered, or engines of different models
-            or weights are mixed.
+            or weights are mixed; with a key, anything is not as it was signed.
         ConfigError: the model is of a pipeline that cannot be made of engines yet.
         FingerprintError, HardwareError: as of :func:`load_component`.
         ShapeError: of a call with a size or batch that the engines were not built for.
     """
-    from diffusion_engines.runtime.sampling import load_model
     from diffusion_engines.serve.pipelines import engine_pipeline_class
 
     diffusers: Any = importlib.import_module("diffusers")  # untyped
     folder = Path(folder)
+    if public_key is not None:
+        check_signature(folder, Path(public_key))
     if (folder / RELEASE).is_file():
         chosen = choose(folder, device, fallback)
         if chosen is None:
@@ -112,7 +121,7 @@ def load_pipeline(
     family = family_of(rest)
     _check_listed(rest, packed, _needed_files(family))
     check_complete(folder, tuple(family.components))
-    model = load_model(rest)
+    model = _read_model(rest)
     modules: dict[str, Any] = {}
     for name, component in family.components.items():
         engine = load_component(folder / name, device, threads=threads)
@@ -123,7 +132,7 @@ def load_pipeline(
         modules[component.folder] = adapter(engine, model.configs[name])
     for encoder, tokenizer in model.tokenizers.items():
         modules[family.tokenizers[encoder]] = tokenizer
-    scheduler = getattr(diffusers, model.scheduler_config["_class_name"])
+    scheduler = _scheduler_class(diffusers, model.scheduler_config, rest)
     modules["scheduler"] = scheduler.from_config(model.scheduler_config)
     cls = engine_pipeline_class(
         getattr(diffusers, family.class_name), family.denoiser.folder, family.around_loop
@@ -164,6 +173,35 @@ def _load_torch_pipeline(
         **family.options(index),
     )
     return pipeline.to(where)
+
+
+def _read_model(folder: Path) -> Model:
+    from diffusion_engines.runtime.sampling import load_model
+
+    try:
+        return load_model(folder)
+    except DiffusionEnginesError:
+        raise
+    except Exception as error:  # of diffusers, transformers and tokenizers, in whichever way
+        raise IntegrityError(
+            f"{folder} cannot be read as a model",
+            expected="a diffusers folder without its weights, as `pack` writes it",
+            found=f"{type(error).__name__}: {str(error)[:800]}",
+            fix="copy the whole folder again, or run `dvc repro`",
+        ) from error
+
+
+def _scheduler_class(diffusers: Any, config: Mapping[str, Any], folder: Path) -> Any:
+    name = config.get("_class_name")
+    found = getattr(diffusers, str(name), None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
+        raise IntegrityError(
+            f"{folder / 'scheduler/scheduler_config.json'} names no scheduler",
+            expected="_class_name: a scheduler of the installed diffusers",
+            found=str(name),
+            fix="copy the whole folder again, or install the diffusers that it was made with",
+        )
+    return found
 
 
 def _needed_files(family: Family) -> list[str]:

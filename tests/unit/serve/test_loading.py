@@ -256,6 +256,24 @@ def test_what_a_pipeline_cannot_be_without_is_named(copy: Path, name: str) -> No
         load_pipeline(copy)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("model_index.json", {"tokenizer": None}, "cannot be read as a model"),
+        ("model_index.json", {"tokenizer": ["transformers", "NoTokenizer"]}, "cannot be read"),
+        ("scheduler/scheduler_config.json", {"_class_name": None}, "names no scheduler"),
+        ("scheduler/scheduler_config.json", {"_class_name": "UNet2DModel"}, "names no scheduler"),
+    ],
+)
+def test_what_no_model_says_is_refused_in_a_sentence(
+    copy: Path, name: str, changes: dict[str, Any], expected: str
+) -> None:
+    edit_manifest(copy / "pipeline" / name, **changes)
+    list_files(copy / "pipeline", Pipeline)
+    with pytest.raises(IntegrityError, match=expected):
+        load_pipeline(copy)
+
+
 def test_a_flipped_bit_of_a_manifest_is_harmless_or_refused(copy: Path) -> None:
     path = copy / "vae_decoder/manifest.json"
     good, chosen = path.read_bytes(), random.Random(5)

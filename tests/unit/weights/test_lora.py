@@ -327,16 +327,17 @@ def test_shards_are_changed_where_they_are(model: Path, tmp_path: Path) -> None:
     sharded = Path(shutil.copytree(model, tmp_path / "sharded"))
     tensors = load_file(sharded / UNET)
     (sharded / UNET).unlink()
-    parts = {"conv": "a.safetensors", "": "b.safetensors"}
+    shards = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    parts = dict(zip(("conv", ""), shards, strict=True))
     weight_map = {key: next(f for p, f in parts.items() if key.startswith(p)) for key in tensors}
     for file in parts.values():
         some = {key: tensors[key] for key in tensors if weight_map[key] == file}
         save_file(some, sharded / "unet" / file, metadata={"format": "pt"})
     index = sharded / f"{UNET}.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
-    untouched = (sharded / "unet" / "a.safetensors").stat().st_ino
+    untouched = (sharded / "unet" / shards[0]).stat().st_ino
     fuse_loras([read(path, 1.0, model)], sharded)
-    assert (sharded / "unet" / "a.safetensors").stat().st_ino == untouched  # no layer of the LoRA
+    assert (sharded / "unet" / shards[0]).stat().st_ino == untouched  # no layer of the LoRA
     found = {k: v for f in parts.values() for k, v in load_file(sharded / "unet" / f).items()}
     assert all(torch.equal(found[key], whole[key]) for key in whole)
 
