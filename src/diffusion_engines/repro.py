@@ -209,6 +209,8 @@ def _print_failures(failures: Sequence[Failure], left: set[str], status: int) ->
         print(f"Stale, for they need what is missing: {some(sorted(left))}")
     if not failures:
         print(f"dvc repro failed with {status}; the message above says what to do.")
+        if "error" in os.environ.get("PYTHONWARNINGS", ""):
+            print("PYTHONWARNINGS=error makes errors of DVC's own warnings: run it without.")
     print("What was finished stays cached: `make repro` goes on from there.")
 
 

@@ -79,6 +79,17 @@ def test_a_failure_of_dvc_itself_points_at_what_dvc_said(
     assert "dvc repro failed with 255; the message above" in capsys.readouterr().out
 
 
+def test_warnings_that_were_made_errors_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+    _print_failures([], set(), 255)
+    assert "PYTHONWARNINGS" not in capsys.readouterr().out
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    _print_failures([], set(), 255)
+    assert "PYTHONWARNINGS=error makes errors of DVC's own warnings" in capsys.readouterr().out
+
+
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
     """A repository with four stages in a row, and one that stands alone."""

@@ -187,3 +187,14 @@ def test_the_latents_of_every_step_are_for_those_who_ask(tiny_weights: Path) -> 
     alone = sampling.sample(networks, model, SETTINGS, [PROMPT], noise, trajectory=False)
     assert alone.latents == []
     assert torch.equal(alone.images, whole.images)
+
+
+def test_steps_that_a_scheduler_does_not_take_are_refused_before_any_work(
+    tiny_weights: Path,
+) -> None:
+    model = sampling.load_model(tiny_weights)
+    settings = replace(SETTINGS, scheduler="lcm", steps=51)
+    noise = sampling.initial_latents(model, settings, [0])
+    with pytest.raises(ConfigError, match="steps: LCMScheduler takes 1 to 50") as raised:
+        sampling.sample({}, model, settings, [PROMPT], noise, seeds=[0])
+    assert raised.value.found == "51"
