@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ Api = Mapping[str, Mapping[str, str]]
 
 
 class UnavailableError(Exception):
-    """The wheel cannot be had here; says why."""
+    """A release cannot be looked at here; says why."""
 
 
 def api_of_release(version: str, folder: Path) -> Api:
@@ -37,15 +38,20 @@ def api_of_release(version: str, folder: Path) -> Api:
         folder: gets the wheel's content, where it is not there yet, and the stub libraries.
 
     Raises:
-        UnavailableError: pip cannot fetch or install the wheel.
+        UnavailableError: pip cannot fetch or install the wheel, or there is no C compiler.
     """
+    if shutil.which("cc") is None:
+        raise UnavailableError("no C compiler: `cc` is not on PATH")
     site = folder / "site"
     if not site.is_dir():
+        partial = folder / "site.partial"  # a killed run leaves nothing that looks whole
+        shutil.rmtree(partial, ignore_errors=True)
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
-        place = ["--only-binary=:all:", "--target", str(site), f"{WHEEL}=={version}"]
+        place = ["--only-binary=:all:", "--target", str(partial), f"{WHEEL}=={version}"]
         done = subprocess.run([*install, *place], capture_output=True, text=True, check=False)
         if done.returncode:
             raise UnavailableError(done.stderr.strip()[-400:])
+        partial.rename(site)
     major = version.split(".", maxsplit=1)[0]
     for library in LIBRARIES:
         path = folder / f"lib{library}.so.{major}"

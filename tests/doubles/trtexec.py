@@ -31,8 +31,11 @@ def banner() -> str:
     return f"TensorRT.trtexec [TensorRT v{number}]{build} # trtexec {' '.join(sys.argv[1:])}"
 
 
-def fail(message: str) -> None:
-    print(f"[E] {message}\n&&&& FAILED {banner()}")
+def fail(message: str, *, parsing: bool = False) -> None:
+    print(f"[E] {message}")
+    # From 11.1 on, it ends without a word more where it cannot parse its options.
+    if not parsing or tuple(map(int, RELEASE.split(".")[:2])) < (11, 1):
+        print(f"&&&& FAILED {banner()}")
     sys.exit(1)
 
 
@@ -41,11 +44,11 @@ def parse(arguments: list[str]) -> dict[str, str]:
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if name not in known["flags"] + known["valued"]:
-            fail(f"Unknown option: {name} {value}")
+            fail(f"Unknown option: {name} {value}", parsing=True)
         if bool(equals) != (name in known["valued"]):
-            fail(f"{name}: a value is {'missing' if not equals else 'not expected'}")
+            fail(f"{name}: a value is {'missing' if not equals else 'not expected'}", parsing=True)
         if name in options:
-            fail(f"{name} is there twice")
+            fail(f"{name} is there twice", parsing=True)
         options[name] = value
     return options
 

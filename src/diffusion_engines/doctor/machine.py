@@ -84,7 +84,8 @@ def check_trtexec(folder: Path) -> Finding:
     if found is None:
         return missing("trtexec is not on PATH (in NVIDIA's containers: /opt/tensorrt/bin)")
     path, version = found
-    text = subprocess.run([path, "--help"], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run([path, "--help"], capture_output=True, text=True, check=True)
+    text = done.stdout + done.stderr
     graph = Graph("toy", toy.COMPONENT, toy.PRECISION, "onnx", Path("model.onnx"), toy.INPUTS)
     command = trtexec_command(
         path,

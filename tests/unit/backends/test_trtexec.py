@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +230,7 @@ def run_build(graphs: dict[str, Any], folder: Path, key: str = "fixed", **change
     ("release", "key"),
     long_but(
         [(release, "open") for release in ("8.6.1", "10.0.1", "10.16", "11.0", "11.1")],
-        product(RELEASES, ["open", "fixed"]),
+        [*((release, "open") for release in RELEASES), ("8.6.1", "fixed"), ("11.1", "fixed")],
     ),
 )
 def test_the_double_accepts_a_build_of_every_release(
