@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import long
+
 # As a stage and as a server: the package first, then a session.
+OURS = "import diffusion_engines"
 RUN = "import sys; {first}; import onnxruntime; onnxruntime.InferenceSession(sys.argv[1])"
 
 
 @pytest.mark.parametrize(
     ("first", "reports"),
-    [("import diffusion_engines", False), ("pass", True)],
+    [(OURS, False), ("pass", True)],
     ids=["with this project", "alone"],
 )
 def test_onnxruntime_keeps_no_database_in_the_users_folder(
@@ -30,6 +33,44 @@ def test_onnxruntime_keeps_no_database_in_the_users_folder(
     )
     # The second case shows that there is something to see.
     assert any("onnxruntime" in path.name for path in tmp_path.rglob("*")) == reports
+
+
+# Waits for the first name that anybody asks for, and as long as ONNX Runtime takes to ask.
+WAITING = """
+import pathlib, time
+asked = [pathlib.Path(path) for path in sys.argv[2:]]
+end = time.monotonic() + 60
+while not any(path.exists() for path in asked) and time.monotonic() < end:
+    time.sleep(0.1)
+time.sleep(3)  # the other one may be a little later
+"""
+
+
+@long
+def test_no_name_is_looked_up(tiny_bundles: Path, tmp_path: Path) -> None:
+    library = tmp_path / "lookups.so"
+    source = Path(__file__).parents[1] / "doubles/lookups.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    logs = {first: tmp_path / f"{first.split()[0]}.log" for first in (OURS, "pass")}
+    # Both at once: that of ONNX Runtime alone says how long the other one has to keep still.
+    running = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-c", RUN.format(first=first) + WAITING),
+                *(tiny_bundles / "text_encoder/engine.onnx", *logs.values()),
+            ],
+            env={
+                **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
+                "HOME": str(tmp_path / log.stem),
+                "LD_PRELOAD": str(library),
+                "LOOKUPS": str(log),
+            },
+        )
+        for first, log in logs.items()
+    ]
+    assert [process.wait(120) for process in running] == [0, 0]
+    assert "events" in logs["pass"].read_text()  # there is something to see
+    assert not logs[OURS].exists()
 
 
 def test_a_user_may_ask_for_it() -> None:
