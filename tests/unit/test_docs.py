@@ -163,7 +163,7 @@ def overrides(command: list[str]) -> list[list[str]]:
         (arguments,) = [word for word in command if word.startswith("ARGS=")] or ["ARGS="]
         return [shlex.split(arguments.removeprefix("ARGS="))]
     if command[0] == "diffusion-engines":
-        return [command[2:]]
+        return [[word for word in command[2:] if not word.startswith("--")]]
     from dvc.utils.hydra import get_hydra_sweeps
 
     given = [value for flag, value in itertools.pairwise(command) if flag == "-S"]
@@ -175,8 +175,10 @@ def compositions() -> Iterator[tuple[str, ...]]:
     for command in [
         *commands_of("make", "repro"),
         *commands_of("make", "params"),
+        *commands_of("make", "plan"),
         *commands_of("dvc", "exp", "run"),
         *commands_of("diffusion-engines", "repro"),
+        *commands_of("diffusion-engines", "plan"),
     ]:
         if "export.opst=20" not in joined(command):  # the example of a mistake
             for point in overrides(command):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_engines.plan.reading import fast_lock
+
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
@@ -47,5 +49,5 @@ def open_view(root: Path, params: str) -> Iterator[View]:
 
     # Of this one object: a second copy of the workspace would have to be hashed anew, all of it.
     files.open = open_file
-    with Repo(str(root), fs=files) as repo:
+    with fast_lock(), Repo(str(root), fs=files) as repo:
         yield View(root, repo, parse_yaml(params, str(replaced)))
