@@ -141,6 +141,12 @@ def _image_to_image(pipe: Any) -> Any:
     return paint(made, image=torch.zeros(1, 3, 128, 128))
 
 
+def _perturbed(pipe: Any) -> Any:
+    made = diffusers.AutoPipelineForText2Image.from_pipe(pipe, enable_pag=True)
+    made.set_progress_bar_config(disable=True)
+    return paint(made)
+
+
 def _ids(pipe: Any) -> torch.Tensor:
     tokens = pipe.tokenizer(
         [PROMPT], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
@@ -315,6 +321,9 @@ REFUSED = [
     no("vae.encode()", "engines are for text", lambda p: p.vae.encode(torch.zeros(1, 3, 128, 128))),
     no("vae.enable_tiling()", "an engine decodes", lambda p: p.vae.enable_tiling()),
     refused("AutoPipelineForImage2Image.from_pipe", _image_to_image, r"has no encode\(\)"),
+    refused(
+        "AutoPipelineForText2Image.from_pipe(enable_pag=True)", _perturbed, "no attn_processors"
+    ),
     no("save_pretrained()", "engines are no weights", lambda p: p.save_pretrained("unwritten")),
     refused("pickle.dumps", pickle.dumps, "cannot be pickled"),
     refused("pickle.dumps(pipe.unet)", lambda p: pickle.dumps(p.unet), "cannot be pickled"),

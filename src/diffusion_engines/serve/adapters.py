@@ -22,7 +22,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.families.base import outputs_of
 from diffusion_engines.runtime.shapes import CheckedEngine, immovable
-from diffusion_engines.serve.refusals import OF_DECODERS, OF_TEXT_ENCODERS, OF_UNETS, refusing
+from diffusion_engines.serve.refusals import (
+    OF_DECODERS,
+    OF_TEXT_ENCODERS,
+    OF_UNETS,
+    error,
+    refusing,
+)
 
 FrozenDict: Any = configuration_utils.FrozenDict  # untyped in diffusers
 
@@ -197,6 +203,15 @@ class UNet(EngineModule):
             features = config["projection_class_embeddings_input_dim"]
             linear = SimpleNamespace(in_features=features)
             self.add_embedding = SimpleNamespace(linear_1=linear)
+
+    @property
+    def attn_processors(self) -> Any:
+        """Refuse, as pipelines of perturbed attention (PAG) look for them.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise error("attn_processors", OF_UNETS["set_attn_processor"])
 
     def forward(
         self,
