@@ -93,8 +93,13 @@ def changed_by(scheduler: Scheduler, config: Mapping[str, Any]) -> dict[str, tup
     return {key: (wanted[key], found[key]) for key in TRAINED if wanted[key] != found[key]}
 
 
-def _trained(cls: Any, config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def scheduler_from_config(cls: Any, config: Mapping[str, Any], **options: Any) -> Any:
+    """Return a scheduler of a model's ``scheduler_config.json``, without a word on other keys."""
     takes = inspect.signature(cls.__init__).parameters
-    known = {key: value for key, value in config.items() if key in takes}
-    used = cls.from_config(known, **options).config
+    return cls.from_config({key: config[key] for key in config if key in takes}, **options)
+
+
+def _trained(cls: Any, config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    used = scheduler_from_config(cls, config, **options).config
+    takes = inspect.signature(cls.__init__).parameters
     return {key: used[key] if key in takes else value for key, value in TRAINED.items()}

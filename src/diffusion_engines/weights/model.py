@@ -17,7 +17,11 @@ from diffusion_engines.config import Dynamic, Image
 from diffusion_engines.errors import WeightsError
 from diffusion_engines.families import family_of
 from diffusion_engines.families.base import Component, Family, Keys, Model, outputs_of
-from diffusion_engines.families.noise_schedules import changed_by, scheduler_class
+from diffusion_engines.families.noise_schedules import (
+    changed_by,
+    scheduler_class,
+    scheduler_from_config,
+)
 from diffusion_engines.runtime.networks import (
     NetworkModule,
     network_class,
@@ -38,6 +42,8 @@ _OLD_ATTENTION = re.compile(rf"\.({'|'.join(_OLD_NAMES)})\.(weight|bias)$")
 _SHOWN = 3
 # Of latents, to try a network with; UNets halve it a few times.
 _EDGE = 64
+# To try a scheduler with: some take no single step, others not many.
+_STEPS = 4
 
 
 def check_model(folder: Path, *, name: str, weights: bool = True) -> None:
@@ -286,6 +292,7 @@ def _wrong_schedule(family: Family, model: Path, index: Mapping[str, Any]) -> It
         yield f"{file}: diffusers has no scheduler {_shown(named)}"
         return
     try:
+        scheduler_from_config(cls, config).set_timesteps(_STEPS)
         changed = {name: changed_by(s, config) for name, s in family.schedulers.items()}
     except Exception as error:  # of betas and the like that make no schedule
         yield f"{file}: no {named} can be made of it: {_said(error)}"

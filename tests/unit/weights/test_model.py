@@ -100,6 +100,7 @@ def test_sound_models_pass(tiny_weights: Path) -> None:
             "scheduler is diffusers.PNDMScheduler",
         ),
         (SCHEDULER, {"beta_schedule": "zigzag"}, "no PNDMScheduler can be made of it: NotImpl"),
+        (SCHEDULER, {"steps_offset": "x"}, "no PNDMScheduler can be made of it: "),
         # Other classes.
         (
             "model_index.json",
