@@ -270,6 +270,9 @@ CASES = [
     ),
 ]
 QUICK = [case for case in CASES if case.name in ("opset", "one target's flag")]
+# Where a stage that certainly runs comes after others that run, and the quick ones: also with
+# stages that write what was there before.
+WITH_EQUAL = [*QUICK, *(case for case in CASES if case.name in ("weights", "fleet membership"))]
 
 
 def hold_against_dvc(plan: Plan, root: Path, other: str, checks: set[str] = CHECKS) -> None:
@@ -301,11 +304,13 @@ def test_a_plan_is_what_dvc_does(
     said = [reasons(plan, stage) for stage in case.runs | case.restored]
     assert any(case.reason in text for texts in said for text in texts), said
     compose_params(overrides, root)
-    two = root.with_name("two")
-    shutil.copytree(root, two, symlinks=True)
-    hold_against_dvc(plan, root, "", CHECKS | {"probe@ada"} & stages(plan, Outcome.CHECK))
-    monkeypatch.chdir(two)
-    hold_against_dvc(plan, two, "!", CHECKS | {"probe@ada"} & stages(plan, Outcome.CHECK))
+    checks = stages(plan, Outcome.CHECK)
+    if case in WITH_EQUAL:
+        two = root.with_name("two")
+        shutil.copytree(root, two, symlinks=True)
+        hold_against_dvc(plan, root, "", checks)
+        monkeypatch.chdir(root := two)
+    hold_against_dvc(plan, root, "!", checks)
 
 
 def reason_of(plan: Plan, stage: str) -> str:
