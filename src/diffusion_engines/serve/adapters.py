@@ -322,7 +322,8 @@ def _refuse(engine: CheckedEngine, **conditions: Any) -> None:
             f"the engine {engine.name} has no input for {', '.join(given)}",
             expected=", ".join(value.role for value in engine.inputs),
             found=", ".join(given),
-            fix="call the pipeline without it (clip_skip, IP adapters, attention processors)",
+            fix="call the pipeline without it (clip_skip, IP adapters, attention processors); a\n"
+            "text encoder without its last layers is built so: model.clip_skip=1 (docs/models.md)",
         )
 
 

@@ -33,7 +33,8 @@ _ADAPTER = Refusal(
 )
 _TOKENS = Refusal(
     "a text encoder's engine has the vocabulary that it was built with",
-    "put the embeddings into the checkpoint's text encoder and tokenizer, and build its engines",
+    "build the text encoder's engine with the word: `make repro ARGS=\"'model.embeddings=[{file: "
+    "mine.safetensors, word: mystyle}]'\"`\n(docs/loras.md), and load its folder",
 )
 _ATTENTION = Refusal(
     "how attention is computed was settled when the engine was built",
