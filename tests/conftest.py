@@ -50,9 +50,16 @@ def stage_config(name: str) -> type[Any]:
 
 
 def pytest_configure() -> None:
-    """Keep pytest-xdist's workers, which share the cores, from running threads for all of them."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, later
+    """Give each of pytest-xdist's workers, and what it starts, a core of its own.
+
+    Else each runs threads for all cores, and those of ONNX Runtime spin where they have no work.
+    """
+    if (worker := os.environ.get("PYTEST_XDIST_WORKER")) is None:
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, later
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture(scope="session")
