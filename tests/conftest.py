@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -53,7 +54,11 @@ def pytest_configure() -> None:
     """Give each of pytest-xdist's workers, and what it starts, a core of its own.
 
     Else each runs threads for all cores, and those of ONNX Runtime spin where they have no work.
+    And let an interrupt be one: who is started in the background of a script ignores it, and hands
+    that on to all that the tests interrupt.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if (worker := os.environ.get("PYTEST_XDIST_WORKER")) is None:
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, later

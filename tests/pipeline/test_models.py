@@ -69,7 +69,7 @@ def read(path: Path) -> dict:
 
 @pytest.mark.parametrize(
     ("model", "on_gpu"),
-    [("sd14", "text_encoder"), ("sd21", "text_encoder"), ("sdxl", "text_encoder_2")],
+    [("sd21", "text_encoder"), ("sdxl", "text_encoder_2")],
 )
 def test_a_model_whose_configs_lack_what_has_a_default_is_served(
     fresh: Clone, model: str, on_gpu: str

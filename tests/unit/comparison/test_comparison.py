@@ -44,7 +44,7 @@ def make(root: Path, rel_l2: float = 1e-5) -> Workspace:
 def with_times(workspace: Workspace, engine: float, baseline: float, repeats: int = 10) -> None:
     """Give the target cpu repeats around these milliseconds, with two percent of noise."""
     found = read_benchmark(workspace.benchmark("cpu"))
-    noise = random.Random(f"{engine} {baseline} {workspace.root}")
+    noise = random.Random(f"{engine} {baseline} {workspace.root.name}")
     samples = {
         runner: {
             phase: tuple(around * (1 + 0.02 * noise.uniform(-1, 1)) for _ in range(repeats))
