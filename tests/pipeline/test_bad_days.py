@@ -170,6 +170,7 @@ def test_two_runs_at_once_do_not_mix(clone: Clone) -> None:
     assert "repeats: 2" in (clone.path / "params.yaml").read_text()
 
 
+@long
 def test_nothing_is_composed_under_a_running_stage(clone: Clone) -> None:
     """DVC hashes params.yaml when a stage has ended: a graph of opset 20 stood there as 22."""
     clone.compose("export.opset=20")
@@ -192,6 +193,7 @@ def test_nothing_is_composed_under_a_running_stage(clone: Clone) -> None:
     assert "Queued experiment" in queued.output
 
 
+@long
 def test_a_stage_does_not_end_well_under_other_parameters(clone: Clone) -> None:
     clone.compose("export.opset=20")
     run = start(clone, "dvc", "repro", "export@unet-fp16")

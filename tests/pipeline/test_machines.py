@@ -77,6 +77,7 @@ def test_a_second_machine_restores_everything_measurements_too(
     assert not second.run("git", "status", "--porcelain").output.strip()
 
 
+@long
 def test_a_result_is_not_filed_under_another_machine(second: Clone, tmp_path: Path) -> None:
     env = Machine('name="another CPU"').env(tmp_path) | WITH_GPU | {"TOY_VERSION": "2"}
     second.run("dvc", "pull")

@@ -20,6 +20,7 @@ from diffusion_engines.programs.writing import write_program
 from diffusion_engines.runtime.networks import read_config
 from diffusion_engines.weights.sources import fill_with_random_weights
 from tests.conftest import IMAGE, ROOT, STATIC, TINY, load
+from tests.tiers import long
 
 
 def export(weights: Path, name: str, folder: Path, dynamic: Dynamic = STATIC) -> Path:
@@ -31,6 +32,7 @@ def export(weights: Path, name: str, folder: Path, dynamic: Dynamic = STATIC) ->
     return folder
 
 
+@long
 def test_two_processes_in_two_folders_write_equal_bytes(tiny_weights: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.unit.test_programs import export\n"

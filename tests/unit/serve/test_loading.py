@@ -108,6 +108,7 @@ def test_an_open_engine_takes_several_images_and_sizes(
         paint(served, height=256, width=128)
 
 
+@long
 def test_half_precision_engines_come_close(own: Any, tiny_weights: Path, tmp_path: Path) -> None:
     write_bundles(tiny_weights, tmp_path / "cpu", precision="fp16")
     served: Any = load_pipeline(tmp_path / "cpu")
