@@ -128,9 +128,8 @@ def _publish(options: argparse.Namespace) -> None:
     from diffusion_engines.release.publishing import publish
     from diffusion_engines.yaml_files import PARAMS, read_mapping
 
-    root = Path.cwd()
-    targets = sorted(read_mapping(root / PARAMS)["fleet"])
-    release, refused = publish(Workspace(root), targets, options.folder.absolute())
+    targets = sorted(read_mapping(PARAMS)["fleet"])
+    release, refused = publish(Workspace(), targets, options.folder)
     for profile in release.profiles:
         print(f"{profile.target}: published, {profile.bytes / 1e6:,.1f} MB")
     for target, reason in refused.items():
