@@ -66,6 +66,12 @@ def _replaced(name: str, names: dict[str, str]) -> str:
     return name
 
 
+def _parts(pattern: str, name: str) -> tuple[str, ...]:
+    found = re.match(pattern, name)
+    assert found, name
+    return found.groups()
+
+
 def _unet_names(config: dict[str, Any]) -> Callable[[str], str]:
     depth = config["layers_per_block"] + 1
     mapping = _NAMES["unet"]
@@ -90,7 +96,7 @@ def _unet_names(config: dict[str, Any]) -> Callable[[str], str]:
                 if kind == "resnets"
                 else f"{blocks}.{place}.1.{rest}"
             )
-        kind, layer, rest = re.match(r"mid_block\.(\w+)\.(\d+)\.(.*)", name).groups()  # type: ignore[union-attr]
+        kind, layer, rest = _parts(r"mid_block\.(\w+)\.(\d+)\.(.*)", name)
         if kind == "resnets":
             return f"middle_block.{2 * int(layer)}.{_replaced(rest, _RESNET)}"
         return f"middle_block.1.{rest}"
@@ -116,9 +122,7 @@ def _vae(tensors: Tensors) -> Tensors:
             if kind == "resnets":
                 return f"{half}.{side}.{place}.block.{layer}.{rest}"
             return f"{half}.{side}.{place}.{side}sample.{rest}"
-        half, kind, layer, rest = re.match(  # type: ignore[union-attr]
-            r"(encoder|decoder)\.mid_block\.(\w+)\.(\d+)\.(.*)", name
-        ).groups()
+        half, kind, layer, rest = _parts(r"(encoder|decoder)\.mid_block\.(\w+)\.(\d+)\.(.*)", name)
         if kind == "resnets":
             return f"{half}.mid.block_{int(layer) + 1}.{rest}"
         return f"{half}.mid.attn_1.{_replaced(rest, _ATTENTION)}"

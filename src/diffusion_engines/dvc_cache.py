@@ -1,8 +1,10 @@
-"""DVC's cache on this machine: how it is set up."""
+"""DVC's cache on this machine: how it is set up, and what it calls a folder."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusion_engines.errors import ConfigError
 
@@ -35,3 +37,19 @@ def refuse_links(root: Path) -> None:
             found=",".join(kinds),
             fix="`dvc config --local --unset cache.type`, then `dvc checkout --relink`",
         )
+
+
+def tree_of(files: Mapping[str, str]) -> Any:
+    """Return DVC's list of a folder's files, under the hash that stands for all of them.
+
+    Args:
+        files: MD5 by path, relative to the folder.
+    """
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.tree import Tree
+
+    tree: Any = Tree()  # type: ignore[no-untyped-call]
+    for name, value in files.items():
+        tree.add(tuple(name.split("/")), None, HashInfo("md5", value))
+    tree.digest()
+    return tree

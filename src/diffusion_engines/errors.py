@@ -35,6 +35,11 @@ class DiffusionEnginesError(Exception):
         return ": ".join(" ".join(part.split()) for part in parts)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the kind of a library's exception and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+
+
 class ConfigError(DiffusionEnginesError):
     """A key of params.yaml is unknown, missing, of the wrong type, or contradicts another."""
 

@@ -6,15 +6,14 @@ another fleet, over a hundred.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from diffusion_engines.wording import console
 from diffusion_engines.yaml_files import PARAMS, read_mapping
 
 _DVC = ("Experiment", "rev", "typ", "Created", "parent", "State", "Executor")
@@ -26,7 +25,7 @@ def print_experiments(root: Path) -> None:
 
     sections = set(read_mapping(root / PARAMS))
     table = experiments_table(exp_show(str(root)), sections)
-    Console(width=None if sys.stdout.isatty() else 500).print(table)
+    console(500).print(table)
 
 
 def experiments_table(rows: Sequence[Mapping[str, Any]], sections: set[str]) -> Table:

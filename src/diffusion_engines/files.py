@@ -34,10 +34,17 @@ def text_from_json(value: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write :func:`text_from_json`."""
+    with new_file(path) as partial:
+        partial.write_text(text_from_json(value))
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a path whose file takes the place of ``path`` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text_from_json(value))
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

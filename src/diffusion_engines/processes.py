@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from diffusion_engines.errors import BuildError
 
@@ -42,15 +43,7 @@ def run_logged(
         file.write(f"$ {' '.join(words)}\n")
         file.flush()
         try:
-            status = subprocess.run(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=os.environ | dict(env or {}),
-                check=False,
-                preexec_fn=death_with_parent(),
-            ).returncode
+            status = run_into(file, words, env=env)
         except OSError as error:
             raise BuildError(
                 f"{what}: {words[0]} could not be started", found=str(error), fix=fix
@@ -64,6 +57,39 @@ def run_logged(
             fix=fix,
         )
     return output
+
+
+def run_into(
+    file: IO[str],
+    words: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    limit: float | None = None,
+) -> int:
+    """Run a command that reads nothing and writes all into a file; return its exit status.
+
+    It ends with this process.
+
+    Args:
+        file: open for writing.
+        words: program and arguments.
+        env: variables besides those of this process.
+        limit: seconds after which it is ended.
+
+    Raises:
+        OSError: it could not be started.
+        subprocess.TimeoutExpired: it was ended.
+    """
+    return subprocess.run(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=file,
+        stderr=subprocess.STDOUT,
+        env=os.environ | dict(env or {}),
+        check=False,
+        timeout=limit,
+        preexec_fn=death_with_parent(),
+    ).returncode
 
 
 def describe_status(status: int) -> str:

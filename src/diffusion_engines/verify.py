@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusion_engines.errors import ConfigError
+from diffusion_engines.dvc_cache import tree_of
+from diffusion_engines.errors import ConfigError, first_line
 from diffusion_engines.progress import progress
 from diffusion_engines.runs import refuse_during_a_run
 
@@ -201,7 +202,7 @@ class _Cache:
     def from_workspace(self, oid: str, places: list[_Place]) -> str:
         for place in places:
             if _is_folder(oid):
-                tree = _tree_of(place.path, self.odb.fs) if place.path.is_dir() else None
+                tree = _tree_of(place.path) if place.path.is_dir() else None
                 if tree is not None and tree.oid == oid:
                     self.odb.add(tree.path, tree.fs, oid)
                     return "the workspace"
@@ -219,7 +220,7 @@ class _Cache:
                 return ""
             self.odb.add(remote.oid_to_path(oid), remote.fs, oid)
         except Exception as error:  # of whatever speaks the remote's protocol
-            self.note(f"the remote could not be read: {_first_line(error)}")
+            self.note(f"the remote could not be read: {first_line(error)}")
             self.remote = None
             return ""
         if self.is_good(oid):
@@ -239,7 +240,7 @@ class _Cache:
         except NoRemoteError:
             return None
         except DvcException as error:
-            self.note(f"the remote could not be asked: {_first_line(error)}")
+            self.note(f"the remote could not be asked: {first_line(error)}")
             return None
 
     def ask_remote(self) -> None:
@@ -252,7 +253,7 @@ class _Cache:
         try:
             there = set(self.remote.oids_exist(list(self.places)))
         except Exception as error:
-            raise ConfigError("the remote does not answer", found=_first_line(error)) from error
+            raise ConfigError("the remote does not answer", found=first_line(error)) from error
         missing = [oid for oid in self.places if oid not in there]
         for oid in sorted(missing, key=_is_folder):  # who sees a folder counts on its files
             name = self.name(self.places[oid][0].path)
@@ -265,7 +266,7 @@ class _Cache:
         try:
             self.remote.add(self.odb.oid_to_path(oid), self.odb.fs, oid)
         except Exception as error:  # of whatever speaks the remote's protocol
-            self.note(f"the remote takes no upload: {_first_line(error)}")
+            self.note(f"the remote takes no upload: {first_line(error)}")
             return False
         return True
 
@@ -277,17 +278,10 @@ class _Cache:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
 
-def _tree_of(folder: Path, fs: Any) -> Any:
+def _tree_of(folder: Path) -> Any:
     """Return DVC's list of a folder's files, hashed from their bytes."""
-    from dvc_data.hashfile.hash_info import HashInfo
-    from dvc_data.hashfile.tree import Tree
-
-    tree: Any = Tree()  # type: ignore[no-untyped-call]
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            tree.add(path.relative_to(folder).parts, None, HashInfo("md5", _md5(path)))
-    tree.digest()
-    return tree
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return tree_of({path.relative_to(folder).as_posix(): _md5(path) for path in files})
 
 
 def _md5(path: Path) -> str:
@@ -298,10 +292,6 @@ def _md5(path: Path) -> str:
 
 def _is_folder(oid: str) -> bool:
     return oid.endswith(".dir")
-
-
-def _first_line(error: Exception) -> str:
-    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def print_report(report: Report) -> None:

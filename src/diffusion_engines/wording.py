@@ -17,6 +17,6 @@ def some(names: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def console() -> Console:
-    """Return where tables are printed, of a width that does not depend on a log's."""
-    return Console(width=None if sys.stdout.isatty() else 124)
+def console(width: int = 124) -> Console:
+    """Return where tables are printed; ``width`` is that of a log, which has none of its own."""
+    return Console(width=None if sys.stdout.isatty() else width)

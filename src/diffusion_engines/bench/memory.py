@@ -32,6 +32,11 @@ class PeakMemory:
     gpu: int
     gpu_pytorch: int
 
+    @property
+    def limiting(self) -> int:
+        """That of the device that runs out first: the GPUs' where one is used."""
+        return self.gpu or self.resident
+
 
 def peak_memory_of(function: Callable[..., None], *args: Any, gpu: bool) -> PeakMemory:
     """Run a function in a fresh process; return the peaks of that process.

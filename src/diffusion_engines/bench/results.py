@@ -66,7 +66,6 @@ def write_benchmark(result: Benchmark, folder: Path, metrics: Path, plot: Path) 
     """Write ``benchmark.json`` into ``folder``; medians and the table of latencies for DVC."""
     write_table(plot, _rows(result))
     write_result(folder / "benchmark.json", result, version=_VERSION)
-    memory = result.memory[ENGINES]
     write_json(
         metrics,
         {
@@ -74,7 +73,7 @@ def write_benchmark(result: Benchmark, folder: Path, metrics: Path, plot: Path) 
             "denoiser_ms": result.median(ENGINES, "denoiser_call"),
             "speedup": _speedup(result, "total"),
             "denoiser_speedup": _speedup(result, "denoiser_call"),
-            "peak_mb": round((memory.gpu or memory.resident) / 1e6),
+            "peak_mb": round(result.memory[ENGINES].limiting / 1e6),
         },
     )
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from diffusion_engines import params
 from diffusion_engines.bench.results import Benchmark
 from diffusion_engines.comparison.states import State
 from diffusion_engines.config import ENGINES
@@ -103,9 +104,9 @@ def _facts(old: Engine, new: Engine) -> Iterator[str]:
 
 
 def _keys(before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[str]:
-    for key in sorted({*before, *after}):
-        if before.get(key) != after.get(key):
-            yield f"{key} {before.get(key, 'none')} → {after.get(key, 'none')}"
+    for change in params.differences("", before, after):
+        old, new = ("none" if value is None else value for value in (change.before, change.after))
+        yield f"{change.key.removeprefix('.')} {old} → {new}"
 
 
 def _timings(target: str, one: Benchmark | None, other: Benchmark | None) -> Iterator[Change]:
@@ -129,8 +130,7 @@ def _timings(target: str, one: Benchmark | None, other: Benchmark | None) -> Ite
 
 
 def _memory(run: Benchmark) -> float:
-    memory = run.memory[ENGINES]
-    return (memory.gpu or memory.resident) / 1e6
+    return run.memory[ENGINES].limiting / 1e6
 
 
 def _throughput(run: Benchmark) -> float:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 from PIL import Image
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from diffusion_engines.comparison.changes import Change, changes, differences, regressions
 from diffusion_engines.comparison.states import State, state_of
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.files import new_folder
-from diffusion_engines.report.images import amplified_difference
-from diffusion_engines.report.page import data_uri
+from diffusion_engines.report.page import page_environment
+from diffusion_engines.wording import console
 
 _STYLES = {"better": "green", "worse": "red", "changed": "bold"}
 
@@ -38,12 +35,12 @@ def compare(root: Path, before: str, after: str, folder: Path) -> list[Change]:
     with state_of(root, old) as one, state_of(root, new) as other:
         pairs = _pairs(one, other, old_target, new_target)
         facts, found = differences(one, other, pairs), changes(one, other, pairs)
-        console = Console(width=None if sys.stdout.isatty() else 124)
+        out = console()
         for line in (*one.unread, *other.unread):
-            console.print(f"not compared: {line}")
+            out.print(f"not compared: {line}")
         for line in facts or ["the same settings, libraries, weights and machines"]:
-            console.print(f"  {line}", highlight=False)
-        console.print(table_of(found, one.name, other.name))
+            out.print(f"  {line}", highlight=False)
+        out.print(table_of(found, one.name, other.name))
         with new_folder(folder) as made:
             (made / "index.html").write_text(_page(one, other, pairs, facts, found), "utf-8")
     print(f"The page, with pictures: {folder / 'index.html'}")
@@ -110,15 +107,6 @@ def _page(
     facts: Sequence[str],
     found: Sequence[Change],
 ) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("diffusion_engines", "comparison"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"data_uri": data_uri, "difference": amplified_difference}
-    styles = jinja2.PackageLoader("diffusion_engines", "report")
     rows = [
         {
             "target": change.target,
@@ -139,14 +127,17 @@ def _page(
         ]
         for before, after in pairs
     }
-    return environment.get_template("page.html.j2").render(
-        css=styles.get_source(environment, "page.css")[0],
-        one=one,
-        other=other,
-        unread=(*one.unread, *other.unread),
-        facts=facts,
-        rows=rows,
-        pictures={target: both for target, both in pictures.items() if both},
+    return (
+        page_environment("comparison")
+        .get_template("page.html.j2")
+        .render(
+            one=one,
+            other=other,
+            unread=(*one.unread, *other.unread),
+            facts=facts,
+            rows=rows,
+            pictures={target: both for target, both in pictures.items() if both},
+        )
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from diffusion_engines.doctor.findings import Check, Finding, missing
 from diffusion_engines.errors import DiffusionEnginesError
 from diffusion_engines.files import read_json, write_json
-from diffusion_engines.processes import death_with_parent, describe_status, tail
+from diffusion_engines.processes import describe_status, run_into, tail
 
 # A TensorRT build of the toy network takes seconds, at the highest optimization level a minute.
 _LIMIT = 900.0
@@ -52,16 +52,7 @@ def _run_alone(worker: str, name: str, folder: Path, limit: float) -> Finding:
     started = time.perf_counter()
     with log.open("w") as file:
         try:
-            status = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                check=False,
-                timeout=limit,
-                preexec_fn=death_with_parent(),
-            ).returncode
-            ended = describe_status(status)
+            ended = describe_status(run_into(file, command, limit=limit))
         except subprocess.TimeoutExpired:
             ended = f"had not ended after {limit:.0f} s"
     seconds = time.perf_counter() - started

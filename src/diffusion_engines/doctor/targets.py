@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-import yaml
+from omegaconf import OmegaConf
 
 from diffusion_engines.backends import gpus
 from diffusion_engines.backends.onnxruntime.settings import OnnxRuntimeBuild, OnnxRuntimeTarget
@@ -17,6 +17,7 @@ from diffusion_engines.backends.tensorrt_rtx.settings import (
     TensorRTRTXTarget,
 )
 from diffusion_engines.files import read_json, write_json
+from diffusion_engines.yaml_files import read_mapping
 
 _BUILDS = "builds.json"
 # Built for where no GPU is: that of an A10.
@@ -35,7 +36,7 @@ class Builds:
 def write_builds(conf: Path, folder: Path) -> None:
     """Put the settings in ``conf/build/`` where the checks read them."""
     files = {name: conf / "build" / f"{name}.yaml" for name in get_type_hints(Builds)}
-    found = {name: yaml.safe_load(path.read_text()) for name, path in files.items()}
+    found = {name: OmegaConf.to_container(read_mapping(path)) for name, path in files.items()}
     write_json(folder / _BUILDS, found)
 
 

@@ -70,7 +70,8 @@ def scheduler_class(name: Any) -> Any:
     if not (isinstance(name, str) and name.endswith("Scheduler")):
         return None
     cls = getattr(diffusers, name, None)
-    return cls if hasattr(cls, "set_timesteps") else None
+    known = isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)
+    return cls if known and hasattr(cls, "set_timesteps") else None
 
 
 def changed_by(scheduler: Scheduler, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

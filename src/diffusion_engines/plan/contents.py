@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from diffusion_engines.dvc_cache import tree_of
+
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
@@ -150,14 +152,7 @@ def hash_of_bytes(content: bytes) -> str:
 
 def hash_of_listing(files: Listing) -> str:
     """Return DVC's hash of a folder that has these files."""
-    from dvc_data.hashfile.hash_info import HashInfo
-    from dvc_data.hashfile.tree import Tree
-
-    tree: Any = Tree()  # type: ignore[no-untyped-call]
-    for name, value in files.items():
-        tree.add(tuple(name.split("/")), None, HashInfo("md5", value))
-    tree.digest()
-    return str(tree.hash_info.value)
+    return str(tree_of(files).hash_info.value)
 
 
 def _listing_of(found: Any) -> Listing:

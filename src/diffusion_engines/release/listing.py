@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from diffusion_engines.machines import describe
 from diffusion_engines.release.choosing import Considered, consider
 from diffusion_engines.release.profiles import Timing
+from diffusion_engines.wording import console
 
 
 def print_profiles(release: Path) -> None:
     """Print the profiles of a release, the one that this machine takes first."""
-    Console(width=None if sys.stdout.isatty() else 160).print(profiles_table(consider(release)))
+    console(160).print(profiles_table(consider(release)))
 
 
 def profiles_table(considered: Sequence[Considered]) -> Table:

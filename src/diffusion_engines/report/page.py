@@ -73,26 +73,15 @@ def write_report(
 
 def render(report: Report, figures: Mapping[str, Path]) -> str:
     """Return the page, with every picture inside it."""
-    loader = jinja2.PackageLoader("diffusion_engines", "report")
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("report")
     environment.globals["text"] = text
-    environment.globals["data_uri"] = data_uri
-    environment.globals["difference"] = amplified_difference
     environment.globals["last_frame"] = last_frame
     environment.globals["still"] = still
     environment.globals["drawn_width"] = drawn_width
     environment.globals["worst_of"] = worst_of
-    css, _, _ = loader.get_source(environment, "page.css")
     return environment.get_template("page.html.j2").render(
         report=report,
         figures=figures,
-        css=css,
         parity=parity_text,
         status=engine_status,
         run_rows=run_rows,
@@ -100,6 +89,26 @@ def render(report: Report, figures: Mapping[str, Path]) -> str:
         shown=_SHOWN,
         shown_misses=_SHOWN_MISSES,
     )
+
+
+def page_environment(package: str) -> jinja2.Environment:
+    """Return what renders the templates of a package as pages that hold their pictures and style.
+
+    Args:
+        package: of this project, such as ``report``.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("diffusion_engines", package),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    styles = jinja2.PackageLoader("diffusion_engines", "report")
+    environment.globals["css"], _, _ = styles.get_source(environment, "page.css")
+    environment.globals["data_uri"] = data_uri
+    environment.globals["difference"] = amplified_difference
+    return environment
 
 
 def data_uri(picture: Path | bytes) -> str:

@@ -6,7 +6,6 @@ Heavy libraries are imported inside the functions: ``import diffusion_engines`` 
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -22,7 +21,9 @@ from diffusion_engines.errors import (
     IntegrityError,
 )
 from diffusion_engines.families import family_of
-from diffusion_engines.files import MANIFEST
+from diffusion_engines.families.base import SCHEDULER_CONFIG
+from diffusion_engines.families.noise_schedules import scheduler_class
+from diffusion_engines.files import MANIFEST, read_json
 from diffusion_engines.manifests import Bundle, Engine, FusedLora, Graph, Pipeline, Weights
 from diffusion_engines.release.choosing import Fallback, choose
 from diffusion_engines.release.profiles import RELEASE
@@ -33,9 +34,6 @@ from diffusion_engines.serve.signing import check_signature
 if TYPE_CHECKING:
     from diffusion_engines.families.base import Family, Model
     from diffusion_engines.runtime.shapes import CheckedEngine
-
-# Of a tokenizer; or else tokenizer.json, which has it and all the rest.
-_VOCABULARY = "vocab.json"
 
 
 def load_component(
@@ -119,7 +117,7 @@ def load_pipeline(
     packed = manifests.read(rest, Pipeline)
     _check_listed(rest, packed, ["model_index.json"])
     family = family_of(rest)
-    _check_listed(rest, packed, _needed_files(family))
+    _check_needed(rest, packed, family)
     check_complete(folder, tuple(family.components))
     model = _read_model(rest)
     modules: dict[str, Any] = {}
@@ -132,7 +130,7 @@ def load_pipeline(
         modules[component.folder] = adapter(engine, model.configs[name])
     for encoder, tokenizer in model.tokenizers.items():
         modules[family.tokenizers[encoder]] = tokenizer
-    scheduler = _scheduler_class(diffusers, model.scheduler_config, rest)
+    scheduler = _scheduler_class(model.scheduler_config, rest)
     modules["scheduler"] = scheduler.from_config(model.scheduler_config)
     cls = engine_pipeline_class(
         getattr(diffusers, family.class_name), family.denoiser.folder, family.around_loop
@@ -165,7 +163,7 @@ def _load_torch_pipeline(
                 fix="copy the weights that it was made from, with their manifests",
             )
     family = family_of(folder)
-    index = json.loads((folder / "model_index.json").read_text())
+    index = read_json(folder / "model_index.json")
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = getattr(diffusers, family.class_name).from_pretrained(
         folder,
@@ -191,12 +189,12 @@ def _read_model(folder: Path) -> Model:
         ) from error
 
 
-def _scheduler_class(diffusers: Any, config: Mapping[str, Any], folder: Path) -> Any:
+def _scheduler_class(config: Mapping[str, Any], folder: Path) -> Any:
     name = config.get("_class_name")
-    found = getattr(diffusers, str(name), None)
-    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
+    found = scheduler_class(name)
+    if found is None:
         raise IntegrityError(
-            f"{folder / 'scheduler/scheduler_config.json'} names no scheduler",
+            f"{folder / SCHEDULER_CONFIG} names no scheduler",
             expected="_class_name: a scheduler of the installed diffusers",
             found=str(name),
             fix="copy the whole folder again, or install the diffusers that it was made with",
@@ -204,23 +202,24 @@ def _scheduler_class(diffusers: Any, config: Mapping[str, Any], folder: Path) ->
     return found
 
 
-def _needed_files(family: Family) -> list[str]:
-    """Return the files without which a pipeline cannot be made.
+def _check_needed(folder: Path, packed: Pipeline, family: Family) -> None:
+    """Raise IntegrityError where a manifest lacks a file without which no pipeline can be made.
 
     The vocabularies among them: of a tokenizer that lacks its own, transformers makes one up.
     """
     configs = [f"{component.folder}/config.json" for component in family.components.values()]
-    vocabularies = [f"{folder}/{_VOCABULARY}" for folder in family.tokenizers.values()]
-    return ["scheduler/scheduler_config.json", *configs, *vocabularies]
+    needed = [SCHEDULER_CONFIG, *configs]
+    choices = {names for sets in family.tokenizer_files.values() for names in sets}
+    for tokenizer in family.tokenizers.values():
+        files = [[f"{tokenizer}/{name}" for name in names] for names in sorted(choices)]
+        if not any(packed.files.keys() >= {*names} for names in files):
+            needed += files[-1]
+    _check_listed(folder, packed, needed)
 
 
 def _check_listed(folder: Path, packed: Pipeline, needed: Sequence[str]) -> None:
     listed = {*packed.files}
-    if missing := [
-        name
-        for name in needed
-        if name not in listed and name.replace(_VOCABULARY, "tokenizer.json") not in listed
-    ]:
+    if missing := [name for name in needed if name not in listed]:
         raise IntegrityError(
             f"{folder} lacks {', '.join(missing)}",
             expected="all that a pipeline needs besides its engines",

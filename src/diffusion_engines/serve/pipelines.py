@@ -53,8 +53,7 @@ def engine_pipeline_class(base: Any, denoiser: str, arguments: frozenset[str]) -
         schedule, steps = None, _value(given, "num_inference_steps")
         if isinstance(steps, int) and _settled(given, arguments):
             schedule = schedule_of(self.scheduler, steps)
-        _, *args = given.args  # type: ignore[assignment]
-        kwargs = given.kwargs
+        args, kwargs = given.args[1:], given.kwargs
         if schedule is None:
             return base.__call__(self, *args, **kwargs)
         whole = _WholeRun(self, network, schedule)

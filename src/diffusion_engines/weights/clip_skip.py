@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from diffusion_engines.errors import ConfigError
+from diffusion_engines.files import new_file
 from diffusion_engines.weights.check import weight_files
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -49,12 +49,11 @@ def leave_out_last_layers(folder: Path, count: int) -> None:
 def _drop(path: Path, kept: int) -> None:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-        names: Sequence[str] = list(file.keys())
+        names = list(file.keys())
         tensors = {
             name: file.get_tensor(name)
             for name in names
             if not ((found := _LAYER.search(name)) and int(found[1]) >= kept)
         }
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata=metadata)
-    partial.replace(path)
+    with new_file(path) as partial:
+        save_file(tensors, partial, metadata=metadata)

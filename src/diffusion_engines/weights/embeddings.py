@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from diffusion_engines.errors import ConfigError, WeightsError
 from diffusion_engines.families.base import Family
-from diffusion_engines.files import sha256_of_file
+from diffusion_engines.files import new_file, sha256_of_file
 from diffusion_engines.manifests import AddedWord
 from diffusion_engines.weights.check import weight_files
 from diffusion_engines.weights.lora import read_tensors
@@ -101,14 +101,15 @@ def add_embeddings(
         ConfigError: the tokenizer has such a word already.
         WeightsError: a vector is of another width than the encoder's; then the folder is of no use.
     """
+    tokens = [token for one in embeddings for token in one.tokens]
+    words = tuple(AddedWord(e.file, e.sha256, e.word, len(e.tokens)) for e in embeddings)
+    added = {}
     for name, tokenizer in family.tokenizers.items():
         encoder = family.components[name].folder
-        first = _extend_vocabulary(
-            [token for one in embeddings for token in one.tokens], weights / tokenizer
-        )
+        first = _extend_vocabulary(tokens, weights / tokenizer)
         _extend_table(embeddings, weights / encoder, first)
-    words = tuple(AddedWord(e.file, e.sha256, e.word, len(e.tokens)) for e in embeddings)
-    return {family.components[name].folder: words for name in family.tokenizers}
+        added[encoder] = words
+    return added
 
 
 def _extend_vocabulary(tokens: Sequence[str], folder: Path) -> int:
@@ -151,9 +152,8 @@ def _extend_table(embeddings: Sequence[Embedding], folder: Path, first: int) -> 
         rows = [one.vectors[folder.name].to(table.dtype) for one in embeddings]
         # A table may be longer than its vocabulary; ids decide where a row belongs.
         tensors[name] = torch.cat([table[:first], *rows])
-        partial = path.with_name(f".{path.name}.partial")
-        save_file(tensors, partial, metadata=metadata)
-        partial.replace(path)
+        with new_file(path) as partial:
+            save_file(tensors, partial, metadata=metadata)
         config = folder / "config.json"
         settings = json.loads(config.read_text())
         settings["vocab_size"] = len(tensors[name])

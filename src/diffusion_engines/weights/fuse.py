@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from diffusion_engines.errors import WeightsError
+from diffusion_engines.files import new_file
 from diffusion_engines.manifests import FusedLora
 from diffusion_engines.progress import progress
 from diffusion_engines.weights.check import weight_files
@@ -103,9 +104,8 @@ def _fuse_file(path: Path, loras: Sequence[tuple[Lora, Mapping[str, LowRank]]]) 
         for name in progress(names, f"fuse {path.parent.name}/{path.name}"):
             tensor = file.get_tensor(name)
             tensors[name] = _add(name, tensor, changes.get(name, []), path)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata=metadata)
-    partial.replace(path)
+    with new_file(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
 
 
 def _add(

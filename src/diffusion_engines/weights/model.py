@@ -16,7 +16,14 @@ import torch
 from diffusion_engines.config import Dynamic, Image
 from diffusion_engines.errors import WeightsError
 from diffusion_engines.families import family_of
-from diffusion_engines.families.base import Component, Family, Keys, Model, outputs_of
+from diffusion_engines.families.base import (
+    SCHEDULER_CONFIG,
+    Component,
+    Family,
+    Keys,
+    Model,
+    outputs_of,
+)
 from diffusion_engines.families.noise_schedules import (
     changed_by,
     scheduler_class,
@@ -31,6 +38,7 @@ from diffusion_engines.runtime.networks import (
     tensor_dtype,
 )
 from diffusion_engines.weights.check import stored_tensors
+from diffusion_engines.weights.lora import in_checkpoint
 
 # What a network's weights may be stored in; 8-bit formats come with scales that nothing here reads.
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -195,7 +203,7 @@ def _wrong_tensors(component: Component, folder: Path, network: Any) -> Iterator
 
 def _canonical(component: Component, name: str) -> str:
     # transformers reads its CLIP encoders with and without this.
-    return name.removeprefix("text_model.") if component.library == "transformers" else name
+    return in_checkpoint(name) if component.library == "transformers" else name
 
 
 def _misfits(family: Family, configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -282,7 +290,7 @@ def _holds(path: Path) -> bool:
 
 
 def _wrong_schedule(family: Family, model: Path, index: Mapping[str, Any]) -> Iterator[str]:
-    file = "scheduler/scheduler_config.json"
+    file = SCHEDULER_CONFIG
     config = read_object(model / file)
     named, entry = config.get("_class_name"), index.get("scheduler")
     if entry != ["diffusers", named]:

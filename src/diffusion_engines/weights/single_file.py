@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from diffusion_engines.errors import WeightsError
 from diffusion_engines.families import family_of
-from diffusion_engines.weights.sources import copy_from_folder
+from diffusion_engines.weights.sources import copy_from_folder, save_network
 
 # What every such file has, however many text encoders and other VAEs it was shared without.
 _DENOISER = "model.diffusion_model."
@@ -66,9 +66,7 @@ def fill_from_file(checkpoint: Path, architecture: Path, destination: Path) -> N
                 f"no {component.folder}.{missing[0]}, and {len(missing)} are missing in all",
             )
         folder = destination / component.folder
-        published = (folder / "config.json").read_text()
-        network.save_pretrained(folder, safe_serialization=True, max_shard_size="5GB")
-        (folder / "config.json").write_text(published)
+        save_network(network, folder)
 
 
 def _dtypes_of(path: Path) -> set[torch.dtype]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_engines.errors import ConfigError, WeightsError
+from diffusion_engines.errors import ConfigError, WeightsError, first_line
 from diffusion_engines.families import family_of
+from diffusion_engines.files import read_json
 
 
 def copy_from_hub(repo: str, revision: str, wanted: Sequence[str], destination: Path) -> None:
@@ -149,7 +149,7 @@ def _reason(error: BaseException) -> str:
         if _is_http(link):
             reason = link
         link = link.__cause__
-    return ": ".join([type(reason).__name__, *str(reason).splitlines()[:1]])
+    return first_line(reason)
 
 
 def _is_http(error: BaseException) -> bool:
@@ -197,8 +197,7 @@ def fill_with_random_weights(
     """Write seeded random weights of exactly the architecture whose JSONs a folder holds.
 
     Latency, memory, file sizes and operator counts are those of the real model; the pictures are
-    not. Everything made from them is labelled synthetic. Each config.json stays as it is: published
-    ones lack keys, for which the network's class has defaults.
+    not. Everything made from them is labelled synthetic.
     """
     import torch
 
@@ -208,16 +207,25 @@ def fill_with_random_weights(
     default_dtype = torch.get_default_dtype()
     for component in family_of(destination).components.values():
         folder = destination / component.folder
-        published = (folder / "config.json").read_text()
+        config = read_json(folder / "config.json")
         torch.set_default_dtype(precision_dtype(dtype))  # never holds a second, wider copy
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                network = network_from_config(component, json.loads(published))
+                network = network_from_config(component, config)
         finally:
             torch.set_default_dtype(default_dtype)
-        network.save_pretrained(folder, safe_serialization=True, max_shard_size="5GB")
-        (folder / "config.json").write_text(published)
+        save_network(network, folder)
+
+
+def save_network(network: Any, folder: Path) -> None:
+    """Write a network's weights as safetensors into its folder, whose config.json stays as it is.
+
+    Published ones lack keys, for which the network's class has defaults.
+    """
+    published = (folder / "config.json").read_text()
+    network.save_pretrained(folder, safe_serialization=True, max_shard_size="5GB")
+    (folder / "config.json").write_text(published)
 
 
 def check_scale_factor(folder: Path, vae_scale_factor: int) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusion_engines.errors import ConfigError, WeightsError
+from diffusion_engines.families.base import Family
 from diffusion_engines.families.stable_diffusion import FAMILY
 from diffusion_engines.families.stable_diffusion_xl import FAMILY as SDXL
 from diffusion_engines.runtime import sampling
@@ -86,10 +87,10 @@ def test_other_prompts_stay_as_they_were(weights_copy: Path, files: Path) -> Non
     ],
 )
 def test_an_embedding_for_another_kind_of_model_is_refused(
-    files: Path, file: str, family: object, expected: str
+    files: Path, file: str, family: Family, expected: str
 ) -> None:
     with pytest.raises(WeightsError, match=expected):
-        read_embedding(files, file, "<lemon>", family)  # type: ignore[arg-type]
+        read_embedding(files, file, "<lemon>", family)
 
 
 def test_two_encoders_take_two_tensors(files: Path) -> None:

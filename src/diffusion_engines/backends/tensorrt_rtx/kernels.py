@@ -20,6 +20,7 @@ import platformdirs
 from diffusion_engines.backends.gpus import Gpu, driver_branch, find_gpu
 from diffusion_engines.backends.nvidia.running import Contexts
 from diffusion_engines.errors import HardwareError
+from diffusion_engines.files import new_file
 from diffusion_engines.manifests import Bundle
 
 
@@ -87,10 +88,8 @@ def _contexts(trt: Any, kernels: Path | None, cuda_graph: bool, engine: Any) -> 
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
+        with new_file(path) as partial:
+            partial.write_bytes(content)
     except OSError as error:  # the engine runs all the same, and is compiled again next time
         warnings.warn(f"compiled kernels are not kept: {error}", stacklevel=2)
