@@ -106,14 +106,14 @@ def add_embeddings(
     added = {}
     for name, tokenizer in family.tokenizers.items():
         encoder = family.components[name].folder
-        first = _extend_vocabulary(tokens, weights / tokenizer)
-        _extend_table(embeddings, weights / encoder, first)
+        first, end = _extend_vocabulary(tokens, weights / tokenizer)
+        _extend_table(embeddings, weights / encoder, first, end)
         added[encoder] = words
     return added
 
 
-def _extend_vocabulary(tokens: Sequence[str], folder: Path) -> int:
-    """Add tokens to a tokenizer; return the id of the first."""
+def _extend_vocabulary(tokens: Sequence[str], folder: Path) -> tuple[int, int]:
+    """Add tokens to a tokenizer; return the id of the first, and of the end of a text."""
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder)
@@ -128,10 +128,10 @@ def _extend_vocabulary(tokens: Sequence[str], folder: Path) -> int:
     tokenizer.add_tokens(list(tokens))
     shutil.rmtree(folder)  # vocab.json and merges.txt, which tokenizer.json stands for from now on
     tokenizer.save_pretrained(folder)
-    return first
+    return first, tokenizer.eos_token_id
 
 
-def _extend_table(embeddings: Sequence[Embedding], folder: Path, first: int) -> None:
+def _extend_table(embeddings: Sequence[Embedding], folder: Path, first: int, end: int) -> None:
     for path in list(weight_files(folder)):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
@@ -157,4 +157,7 @@ def _extend_table(embeddings: Sequence[Embedding], folder: Path, first: int) -> 
         config = folder / "config.json"
         settings = json.loads(config.read_text())
         settings["vocab_size"] = len(tensors[name])
+        # Where a pooled embedding is taken. Old configs have a 2, which transformers reads as "the
+        # largest token" (https://github.com/huggingface/transformers/pull/24773): now a new word's.
+        settings["eos_token_id"] = end
         config.write_text(json.dumps(settings, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,27 @@ def test_prompts_mean_what_they_mean_in_diffusers(weights_copy: Path, files: Pat
     (found,) = FAMILY.encode(networks, model, [PROMPT], None, (64, 64), "cpu")
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert count_parameters(weights_copy / "text_encoder") == before + 4 * 32
+
+
+@pytest.mark.parametrize("published", ["as it is", "2"])
+def test_the_pooled_embedding_is_still_taken_where_the_text_ends(
+    weights_copy: Path, files: Path, published: str
+) -> None:
+    # 2 in old configs, SDXL's among them, means the largest token, which a new word's is then.
+    path = weights_copy / "text_encoder/config.json"
+    config = json.loads(path.read_text())
+    end = config["eos_token_id"]
+    if published == "2":
+        path.write_text(json.dumps(config | {"eos_token_id": 2}))
+    read = read_embedding(files, "one.safetensors", "<lemon>", FAMILY)
+    add_embeddings([read], weights_copy, FAMILY)
+    tokenizer = CLIPTokenizer.from_pretrained(weights_copy / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(weights_copy / "text_encoder")
+    ids = tokenizer("a <lemon> and more", return_tensors="pt").input_ids
+    assert int(ids.max()) > end
+    found = encoder(ids)
+    place = ids[0].tolist().index(end)
+    torch.testing.assert_close(found.pooler_output[0], found.last_hidden_state[0, place])
 
 
 def test_other_prompts_stay_as_they_were(weights_copy: Path, files: Path) -> None:
