@@ -249,7 +249,10 @@ def test_a_cache_that_links_is_refused_before_any_work(folder: Path, link: str) 
 
 
 def test_a_failure_is_left_for_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIFFUSION_ENGINES_FAILURES", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # a stage's log would lie in the repository's own artifacts/
+    failures = tmp_path / "failures"
+    failures.mkdir()
+    monkeypatch.setenv("DIFFUSION_ENGINES_FAILURES", str(failures))
     monkeypatch.setenv("DVC_STAGE", "build@cpu-unet")
 
     def refuse(cfg: Nothing) -> None:
@@ -259,7 +262,7 @@ def test_a_failure_is_left_for_who_asks(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(SystemExit) as raised:
         _run(refuse, "build", given)
     assert raised.value.code == "\nbuild failed: no such GPU"  # the rest is said at the end
-    (failure,) = read_failures(tmp_path)
+    (failure,) = read_failures(failures)
     assert failure == Failure(
         "build@cpu-unet", "cpu", "HardwareError", "no such GPU", "H100", "none", "take another"
     )
@@ -270,16 +273,16 @@ def test_a_failure_is_left_for_who_asks(tmp_path: Path, monkeypatch: pytest.Monk
 
     with pytest.raises(RuntimeError):
         _run(surprise, "build", given)
-    (failure,) = read_failures(tmp_path)
+    (failure,) = read_failures(failures)
     assert failure.problem == "RuntimeError: surprise (its traceback stands above)"
     assert not failure.waits_for_hardware
 
     def succeed(cfg: Nothing) -> None:
-        (failure,) = read_failures(tmp_path)
+        (failure,) = read_failures(failures)
         assert "ended without a word" in failure.problem  # were it killed now
 
     _run(succeed, "build", given)
-    assert read_failures(tmp_path) == []
+    assert read_failures(failures) == []
 
 
 def graph(folder: Path) -> None:
