@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=60, help="timed calls of the denoiser")
     parser.add_argument("--runs", type=int, default=5, help="timed pictures of each kind")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--batches", type=int, nargs="*", help="time these batches alone")
     parser.add_argument("--baselines", choices=["none", "eager", "compiled"], default="compiled")
     parser.add_argument("--out", type=Path, default=Path("bench-gpu.json"))
     options = parser.parse_args()
@@ -63,10 +64,14 @@ def measure(workspace: Workspace, options: argparse.Namespace) -> Iterator[Row]:
     """Yield what was measured, as (what, of which, milliseconds or what the name says)."""
     family = family_of(workspace.weights)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    yield from first_picture(workspace.bundles(options.target), options.steps)
+    if not options.batches:
+        yield from first_picture(workspace.bundles(options.target), options.steps)
     networks: dict[str, Any] = engine_networks(
         options.target, family.components, device, workspace=workspace
     )
+    if options.batches:
+        yield from throughput(workspace, networks, device, options)
+        return
     engine = networks[family.denoiser.name]
     inputs = random_inputs(engine, device)
     yield from denoiser_calls(workspace, engine, inputs, options)
@@ -105,6 +110,50 @@ def measure(workspace: Workspace, options: argparse.Namespace) -> Iterator[Row]:
             if name == "denoising_loop":
                 yield f"a step beyond the call, {scheduler}", "engines, ms", value / steps - call
     yield from pictures_of_diffusers(workspace, device, options)
+
+
+def throughput(
+    workspace: Workspace, networks: Mapping[str, Any], device: str, options: argparse.Namespace
+) -> Iterator[Row]:
+    """Make pictures in batches, and name the knee: from there, larger ones gain no twentieth more.
+
+    The engines have to take them: ``export=dynamic export.dynamic.batch_size=[1,32]``.
+    """
+    family, model = family_of(workspace.weights), load_model(workspace.weights)
+    sizes = networks[family.denoiser.name].inputs[0]
+    factor = family.pixels_per_latent(model.configs)
+    edges = [sizes.axis(name).usual * factor for name in ("height", "width")]
+    name = next(iter(family.schedulers))
+    settings = Settings(name, options.steps, 7.5, edges[0], edges[1], factor)
+    rates: dict[int, float] = {}
+    for count in options.batches:
+        seeds = [*range(count)]
+        noise = initial_latents(model, settings, seeds)
+
+        def make(noise: torch.Tensor = noise, seeds: list[int] = seeds) -> None:
+            made = sample(
+                networks,
+                model,
+                settings,
+                [PROMPT] * len(seeds),
+                noise,
+                seeds=seeds,
+                device=device,
+                trajectory=False,
+            )
+            assert torch.isfinite(made.images).all()
+
+        free = cuda.mem_get_info()[0] if device == "cuda" else 0
+        make()
+        taken = (free - cuda.mem_get_info()[0]) / 1e9 if device == "cuda" else float("nan")
+        milliseconds = wall(make, options.runs)
+        rates[count] = count / milliseconds * 1e3
+        what = f"{count} picture(s) a call, {options.steps} steps"
+        yield what, "ms a picture", milliseconds / count
+        yield what, "pictures a second", rates[count]
+        yield what, "GB more than before", taken
+    best = max(rates.values())
+    yield "the knee", "pictures a call", min(n for n, rate in rates.items() if rate > 0.95 * best)
 
 
 def denoiser_calls(

@@ -5,9 +5,11 @@ Heavy libraries are imported inside the functions: ``import diffusion_engines`` 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,9 +104,6 @@ def load_pipeline(
         FingerprintError, HardwareError: as of :func:`load_component`.
         ShapeError: of a call with a size or batch that the engines were not built for.
     """
-    from diffusion_engines.serve.pipelines import engine_pipeline_class
-
-    diffusers: Any = importlib.import_module("diffusers")  # untyped
     folder = Path(folder)
     if public_key is not None:
         check_signature(folder, Path(public_key))
@@ -119,10 +118,18 @@ def load_pipeline(
     family = family_of(rest)
     _check_needed(rest, packed, family)
     check_complete(folder, tuple(family.components))
+    with _importing(family.class_name):
+        engines = {
+            name: load_component(folder / name, device, threads=threads)
+            for name in family.components
+        }
+    diffusers: Any = importlib.import_module("diffusers")  # untyped
+    from diffusion_engines.serve.pipelines import engine_pipeline_class
+
     model = _read_model(rest)
     modules: dict[str, Any] = {}
     for name, component in family.components.items():
-        engine = load_component(folder / name, device, threads=threads)
+        engine = engines[name]
         check_place(folder, name, engine.manifest)
         check_weights(folder, engine.manifest, packed, component.folder)
         engine.pixels_per_latent = family.pixels_per_latent(model.configs)
@@ -136,6 +143,28 @@ def load_pipeline(
         getattr(diffusers, family.class_name), family.denoiser.folder, family.around_loop
     )
     return cls(**modules, **family.options(model.index))
+
+
+@contextlib.contextmanager
+def _importing(class_name: str) -> Iterator[None]:
+    """Import a class of diffusers, and all that it takes, beside what happens within.
+
+    That is most of what a new process waits for; reading weights leaves the interpreter idle.
+    """
+    importlib.import_module("torch")  # what both need
+
+    def import_class() -> None:
+        # Whoever takes the class gets the error.
+        with contextlib.suppress(Exception):
+            getattr(importlib.import_module("diffusers"), class_name)
+            importlib.import_module("diffusion_engines.serve.pipelines")
+
+    thread = threading.Thread(target=import_class, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _load_torch_pipeline(

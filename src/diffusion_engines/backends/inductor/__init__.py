@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from diffusion_engines.backends import gpus
 from diffusion_engines.backends.base import Backend, BuildResult, Graph
-from diffusion_engines.backends.inductor.settings import InductorTarget
+from diffusion_engines.backends.inductor.settings import InductorTarget, keeps_timings
 from diffusion_engines.errors import HardwareError
 from diffusion_engines.manifests import Engine
 
@@ -43,7 +43,7 @@ class _Inductor:
         return target.device
 
     def timing(self, target: InductorTarget) -> bool:
-        return False
+        return keeps_timings(target)
 
     def check_hardware(self, target: InductorTarget) -> None:
         if target.device == "cpu":
@@ -71,7 +71,7 @@ class _Inductor:
     ) -> BuildResult:
         from diffusion_engines.backends.inductor.building import build
 
-        return build(graph, folder, target)
+        return build(graph, folder, target, timing_cache)
 
     def wrap(
         self, folder: Path, manifest: Engine, weights: Path | None = None

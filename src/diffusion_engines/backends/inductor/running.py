@@ -129,11 +129,12 @@ class RecordedCall:
 
 def _weights(folder: Path, device: str) -> dict[str, torch.Tensor]:
     """Return weights and constants on the device, in the layout that the library takes."""
-    layout = read_json(folder / LAYOUT)
-    weights = {
-        name: _strided(tensor, layout[name]["stride"])
-        for name, tensor in load_file(folder / WEIGHTS, device=device).items()
-    }
+    given = load_file(folder / WEIGHTS, device=device)
+    weights = {}
+    for name, value in read_json(folder / LAYOUT).items():
+        parts = [given.pop(part) for part in value.get("parts", [name])]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        weights[name] = _strided(whole, value["stride"])
     return weights | {name: value.to(device) for name, value in constants_of(folder).items()}
 
 

@@ -9,7 +9,8 @@ from pydantic.dataclasses import dataclass
 from diffusion_engines.backends.base import STRICT
 
 ENGINE = "engine.so"
-# The weights that the library takes, by name: dtype, shape, strides.
+# The weights that the library takes, by name: dtype, shape, strides; of one that is several of the
+# network's one below the other, those as "parts".
 LAYOUT = "weights.json"
 # Of a bundle alone.
 WEIGHTS = "weights.safetensors"
@@ -20,7 +21,7 @@ class InductorBuild:
     """Settings of Inductor (conf/build/inductor.yaml)."""
 
     channels_last: bool
-    max_autotune: bool
+    tune: bool
     cuda_graph: bool
 
 
@@ -35,3 +36,8 @@ class InductorTarget:
     device: Literal["cpu", "cuda"]
     gpu: str | None
     build: InductorBuild
+
+
+def keeps_timings(target: InductorTarget) -> bool:
+    """Whether a build times kernels, which it does on GPUs alone."""
+    return target.build.tune and target.device == "cuda"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from diffusion_engines.backends.inductor.settings import LAYOUT, WEIGHTS
@@ -28,7 +30,8 @@ def add_weights(folder: Path, manifest: Engine, weights: Path) -> None:
     component = family_of(weights).component(manifest.component)
     network = load_network(component, weights / component.folder, manifest.precision)
     have, taken = network.state_dict(), read_json(folder / LAYOUT)
-    found = {name: [*have[name].shape] for name in taken if name in have}
+    parts = {name: value.get("parts", [name]) for name, value in taken.items()}
+    found = {name: _shape(have, names) for name, names in parts.items() if {*names} <= {*have}}
     wanted = {name: value["shape"] for name, value in taken.items()}
     if wrong := [name for name in wanted if found.get(name) != wanted[name]]:
         raise BuildError(
@@ -38,6 +41,15 @@ def add_weights(folder: Path, manifest: Engine, weights: Path) -> None:
             fix="build the engine again: `dvc repro`",
         )
     path = folder / WEIGHTS
-    save_file({name: have[name].contiguous() for name in taken}, path)
+    used = sorted(name for names in parts.values() for name in names)
+    save_file({name: have[name].contiguous() for name in used}, path)
     # safetensors keeps it from other users, who share a cache.
     path.chmod((folder / LAYOUT).stat().st_mode)
+
+
+def _shape(have: Mapping[str, torch.Tensor], names: Sequence[str]) -> list[int]:
+    """Return the shape of weights one below the other."""
+    first = have[names[0]].shape
+    if len(names) == 1:
+        return [*first]
+    return [sum(have[name].shape[0] for name in names), *first[1:]]
