@@ -93,3 +93,16 @@ def test_a_weight_that_others_use_too_is_kept() -> None:
     assert set(fuse_linears(program)) == {"fused_0.weight"}
     assert set(program.state_dict) == {"fused_0.weight", "one.weight"}
     torch.testing.assert_close(program.module()(x), module(x))
+
+
+def test_open_dimensions_stay_open() -> None:
+    module = Block()
+    rows = torch.export.Dim("rows", min=1, max=8)
+    inputs = (torch.randn(2, 5, 8), torch.randn(2, 6))
+    program = torch.export.export(
+        module.eval(), inputs, dynamic_shapes=({0: rows}, {0: rows}), strict=False
+    )
+    assert len(fuse_linears(program)) == 3
+    for count in (1, 3, 8):
+        more = (torch.randn(count, 5, 8), torch.randn(count, 6))
+        torch.testing.assert_close(program.module()(*more), module(*more))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 _LINEAR = torch.ops.aten.linear.default
@@ -70,25 +70,26 @@ def _fuse(program: Any, layers: Sequence[Any], name: str) -> Mapping[str, Sequen
     words = ("weight", "bias")
     taken = {f"{name}.{word}": values for word, values in zip(words, sides, strict=False)}
     placeholders = [_placeholder(program, fqn, values) for fqn, values in taken.items()]
-    sizes = [values.meta["val"].shape[0] for values in sides[0]]
+    own = [layer.meta["val"] for layer in layers]
     with graph.inserting_after(source if source.op != "placeholder" else _last_placeholder(graph)):
-        whole = _call(graph, _LINEAR, (source, *placeholders))
+        whole = _call(graph, _LINEAR, (source, *placeholders), torch.cat(own, -1))
+    rows = [value.shape[-1] for value in own]
     with graph.inserting_after(whole):
-        parts = _call(graph, torch.ops.aten.split_with_sizes.default, (whole, sizes, -1))
+        parts = _call(graph, torch.ops.aten.split_with_sizes.default, (whole, rows, -1), own)
     after = parts
     for number, layer in enumerate(layers):
         with graph.inserting_after(after):
-            after = _call(graph, operator.getitem, (parts, number))
+            after = _call(graph, operator.getitem, (parts, number), own[number])
         layer.replace_all_uses_with(after)
         graph.erase_node(layer)
     names = program.graph_signature.inputs_to_parameters
     return {fqn: [names[value.name] for value in values] for fqn, values in taken.items()}
 
 
-def _call(graph: Any, target: Any, arguments: tuple[Any, ...]) -> Any:
+def _call(graph: Any, target: Any, arguments: tuple[Any, ...], value: Any) -> Any:
+    """Add a node whose result has the shape and dtype of ``value``, a fake tensor or several."""
     node = graph.call_function(target, arguments)
-    of_values = fx.map_arg(arguments, lambda argument: argument.meta["val"])
-    node.meta["val"] = target(*of_values)
+    node.meta["val"] = value
     return node
 
 
