@@ -20,7 +20,7 @@ from diffusion_engines.stage import stage
 @dataclass(frozen=True)
 class Config:
     target: str = key("targets")
-    targets: dict[str, Target] = param("targets")
+    item: Target = param("targets.${key}")
 
 
 @stage
@@ -28,7 +28,7 @@ def main(cfg: Config) -> None:
     workspace = Workspace()
     probe_target(
         cfg.target,
-        cfg.targets,
+        cfg.item,
         workspace.fingerprint(cfg.target),
         workspace.wrap_fingerprint(cfg.target),
     )

@@ -87,8 +87,13 @@ def _run_and_tell(root: Path, lock: int, stages: Sequence[str], asked: Sequence[
     started = time.perf_counter()
     env = {WHY: str(root / _WHY), **({MEASURE: ",".join(asked)} if asked else {})}
     try:
-        write_why(root / _WHY, why_stages_run(root, asked))
-        status, failures = _run_dvc(root, lock, stages, env)
+        why = why_stages_run(root, asked)
+        status, failures = 0, list[Failure]()
+        if why is not None or stages:
+            write_why(root / _WHY, why or {})
+            status, failures = _run_dvc(root, lock, stages, env)
+        else:
+            print("All is as `dvc repro` would leave it: nothing runs.")
     except _Stopped as stopped:
         print("\nstopped; `make repro` goes on from what was finished", file=sys.stderr)
         sys.exit(128 + stopped.number)
@@ -246,7 +251,7 @@ def _print_summary(workspace: Workspace, fleet: dict[str, Any], seconds: float) 
             row["speed"],
         )
     console().print(table)
-    print(f"dvc repro took {seconds:.0f} s. To look at:")
+    print(f"It took {seconds:.0f} s. To look at:")
     artifacts = workspace.artifacts
     for path, what in (
         (workspace.report / "index.html", "the report: open it in a browser"),

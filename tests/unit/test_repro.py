@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_engines import repro
 from diffusion_engines.errors import ConfigError, HardwareError
 from diffusion_engines.failures import (
     Failure,
@@ -129,6 +130,16 @@ repro.compose_params = lambda overrides, root: False
 repro.why_stages_run = lambda root, asked: {}
 repro.reproduce(Path.cwd(), [])
 """
+
+
+def test_where_nothing_has_to_run_dvc_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(repro, "compose_params", lambda overrides, root: False)
+    monkeypatch.setattr(repro, "why_stages_run", lambda root, asked: None)
+    monkeypatch.setattr(repro, "_run_dvc", lambda *_: pytest.fail("dvc was started"))
+    repro.reproduce(tmp_path, [])
+    assert "nothing runs" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -11,19 +11,19 @@ from diffusion_engines.errors import HardwareError
 from diffusion_engines.files import read_json, write_json
 
 
-def probe_target(name: str, targets: Mapping[str, Target], build: Path, wrap: Path) -> None:
+def probe_target(name: str, target: Target, build: Path, wrap: Path) -> None:
     """Write a target's fingerprints, or keep the recorded ones where this machine has none.
 
     Args:
         name: of the target.
-        targets: all of them.
+        target: its settings.
         build: gets what building depends on.
         wrap: gets what wrapping depends on beyond the engine.
 
     Raises:
         HardwareError: as :func:`find_fingerprints`.
     """
-    found = find_fingerprints(name, targets, build, wrap)
+    found = find_fingerprints(name, target, build, wrap)
     if found is None:
         print(f"  {name} cannot be built here; the recorded fingerprint stays: {build}")
         return
@@ -32,21 +32,20 @@ def probe_target(name: str, targets: Mapping[str, Target], build: Path, wrap: Pa
 
 
 def find_fingerprints(
-    name: str, targets: Mapping[str, Target], build: Path, wrap: Path
+    name: str, target: Target, build: Path, wrap: Path
 ) -> tuple[Mapping[str, object], Mapping[str, object]] | None:
     """Return what building and wrapping for a target depend on; None where the records stay.
 
     Args:
         name: of the target.
-        targets: all of them.
+        target: its settings.
         build: has the record of what building depends on, if there is one.
         wrap: has that of wrapping.
 
     Raises:
         HardwareError: this machine cannot build for the target and no fingerprint is recorded;
-            says which targets it can build, and how to get the others.
+            says how to get its engines.
     """
-    target = targets[name]
     module = backend(target.backend)
     try:
         return module.fingerprint(target), module.wrap_fingerprint(target)
@@ -55,26 +54,14 @@ def find_fingerprints(
             for path in (build, wrap):
                 read_json(path)  # a broken record is no record
             return None
-        here = [other for other in sorted(targets) if _can_build(targets[other])]
-        globs = " ".join(f"'build@{other}-*'" for other in here)
         raise HardwareError(
             f"this machine cannot build for the target {name}, and has no record of one that "
             f"could\n  because:  {error.problem}",
             expected=error.expected,
             found=error.found,
             fix=f"{error.fix}\n"
-            f"Targets that can be built here: {', '.join(here) or 'none'}"
-            + (f" (`dvc repro --glob {globs}`)" if here else "")
-            + f".\nTo take {name} from a cache: get {build}, {wrap.name} and dvc.lock from git,\n"
+            "`make repro` goes on with the targets that can be built here, and names the others.\n"
+            f"To take {name} from a cache: get {build}, {wrap.name} and dvc.lock from git,\n"
             "where the machine that built it committed them, then `dvc pull` from the shared\n"
             "remote.",
         ) from error
-
-
-def _can_build(target: Target) -> bool:
-    try:
-        backend(target.backend).fingerprint(target)
-        backend(target.backend).wrap_fingerprint(target)
-    except HardwareError:
-        return False
-    return True

@@ -63,7 +63,7 @@ def written_by(
         return Writes({_relative(workspace.checked_conf, root): CHECKED})
     if name == "probe":
         paths = workspace.fingerprint(target), workspace.wrap_fingerprint(target)
-        found = find_fingerprints(target, targets, *paths)
+        found = find_fingerprints(target, targets[target], *paths)
         return Writes(
             {
                 _relative(path, root): found[index] if found else None

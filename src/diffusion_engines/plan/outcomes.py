@@ -57,6 +57,7 @@ class StagePlan:
         reasons: what changed.
         upstream: what may have changed when its turn comes.
         remote: of a restored one, whether the remote has what the local cache lacks.
+        renews: of a check, whether it would write what is not there, or be recorded anew.
     """
 
     stage: str
@@ -64,6 +65,7 @@ class StagePlan:
     reasons: tuple[Reason, ...] = ()
     upstream: tuple[Upstream, ...] = ()
     remote: bool = False
+    renews: bool = False
 
 
 def plan_stages(
@@ -138,11 +140,12 @@ class _Planner:
         except DiffusionEnginesError as error:
             return self._is_blocked(stage, Reason("here", stage.name, _short(error)))
         if stage.always_changed:
+            renews = self._renews(stage, writes)
             if writes:
                 self._write_values(stage, writes)
             else:
                 self._write_unknown(stage)
-            return StagePlan(stage.name, Outcome.CHECK)
+            return StagePlan(stage.name, Outcome.CHECK, renews=renews)
         if lacking := self._lacks_file(stage):
             return self._is_blocked(stage, lacking)
         found = self._decided(stage)
@@ -153,6 +156,16 @@ class _Planner:
             if writes:
                 self._write_values(stage, writes)
         return found
+
+    def _renews(self, stage: PipelineStage, writes: checks.Writes | None) -> bool:
+        """Whether a check's outputs are not as it would leave them, or its record in dvc.lock."""
+        if writes is None or not all(out.hash_info for out in stage.outs):
+            return True
+        here = {path: self.contents.hash(path) for path in writes.values}
+        return bool(self._changed_inputs(stage)) or any(
+            here[path] is None or (value is not None and here[path] != checks.hash_of_json(value))
+            for path, value in writes.values.items()
+        )
 
     def _write_values(self, stage: PipelineStage, writes: checks.Writes) -> None:
         for path, value in writes.values.items():

@@ -65,8 +65,10 @@ def plan_run(root: Path, overrides: Sequence[str], *, pull: bool = False) -> Pla
     return Plan(stages, composes)
 
 
-def why_stages_run(root: Path, asked: Collection[str]) -> dict[str, Why]:
+def why_stages_run(root: Path, asked: Collection[str]) -> dict[str, Why] | None:
     """Return for each stage why `dvc repro` would run it, under params.yaml as it is.
+
+    None where all is as it would leave it: not even a check would write anything else.
 
     Args:
         root: of the repository.
@@ -77,6 +79,9 @@ def why_stages_run(root: Path, asked: Collection[str]) -> dict[str, Why]:
     """
     text = (root / PARAMS).read_text()
     planned = [plan for plan, _ in _stages(root, text, asked=asked, pull=False)]
+    idle = (Outcome.CURRENT, Outcome.CHECK)
+    if all(plan.outcome in idle and not plan.renews for plan in planned):
+        return None
     return {
         plan.stage: Why(
             [reason.text for reason in plan.reasons],
