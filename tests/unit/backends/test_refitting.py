@@ -23,7 +23,7 @@ from diffusion_engines.backends.nvidia.building.stand_in import buildable, weigh
 from diffusion_engines.backends.tensorrt import running
 from diffusion_engines.backends.tensorrt_rtx.fingerprint import fingerprint_of
 from diffusion_engines.backends.tensorrt_rtx.settings import TensorRTRTXBuild, TensorRTRTXTarget
-from diffusion_engines.errors import BuildError, HardwareError
+from diffusion_engines.errors import BuildError, HardwareError, IntegrityError
 from diffusion_engines.onnx.export import export_module
 from diffusion_engines.onnx.simplify import simplify_graph
 from diffusion_engines.onnx.structure import save_with_weights_apart
@@ -155,6 +155,16 @@ def test_weights_that_do_not_fit_are_named(
         run(bundle_of(graph, graph, tmp_path / "of"), **plan)
     assert f"found:    {expected}" in str(raised.value)
     assert "build.weights=embedded" in str(raised.value)
+
+
+def test_a_bundle_of_an_earlier_version_has_no_weights_to_give(tmp_path: Path, run: Any) -> None:
+    graph = write_graph(tmp_path / "graph", 3.0)
+    bundle = bundle_of(graph, graph, tmp_path / "of")
+    for name in ("model.onnx", "model.onnx.data"):
+        (bundle / name).unlink()
+    manifests.write(bundle, manifests.read(bundle, manifests.Bundle, verify=False))
+    with pytest.raises(IntegrityError, match="has no weights, and neither has its bundle"):
+        run(bundle)
 
 
 def test_a_refit_that_fails_is_no_engine(

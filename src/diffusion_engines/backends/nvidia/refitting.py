@@ -13,7 +13,7 @@ from typing import Any
 from diffusion_engines.backends.nvidia.building.stand_in import weights_of
 from diffusion_engines.backends.nvidia.wrapping.weights import GRAPH
 from diffusion_engines.backends.preflight import rebuild, recorded
-from diffusion_engines.errors import BuildError
+from diffusion_engines.errors import BuildError, IntegrityError
 from diffusion_engines.manifests import Engine
 
 _SHOWN = 5
@@ -26,9 +26,20 @@ def refit_at_load(trt: Any, bundle: Path, manifest: Engine) -> Callable[[Any, An
         trt: the Python module of TensorRT or TensorRT-RTX.
         bundle: its folder, whose files were compared with the manifest.
         manifest: of it.
+
+    Raises:
+        IntegrityError: the bundle has no weights to give.
     """
-    if recorded(manifest, "settings", "build.weights", str) != "stripped":
+    # Manifests of TensorRT-RTX had no such key: its plans had their weights.
+    if recorded(manifest, "settings", "build", dict).get("weights") != "stripped":
         return None
+    if GRAPH not in manifest.files:
+        raise IntegrityError(
+            f"the plan of {manifest.name} has no weights, and neither has its bundle",
+            expected=f"{GRAPH} and its data, as `wrap` adds them",
+            found=", ".join(manifest.files),
+            fix=f"build it with this version of diffusion-engines: {rebuild(manifest)}",
+        )
     return functools.partial(refit, trt, manifest, bundle / GRAPH)
 
 
