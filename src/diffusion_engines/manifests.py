@@ -150,6 +150,11 @@ class Graph:
     quantization: Mapping[str, Any] | None = None
     files: Files = field(default_factory=dict)
 
+    @property
+    def without_weights(self) -> bool:
+        """Whether it has none: those of an engine of it come with the bundle."""
+        return self.model is None
+
 
 @dataclass(frozen=True)
 class Program(Graph):

@@ -387,6 +387,7 @@ def stripped_in_8_bits(params: dict[str, Any]) -> None:
         (a10(gpu="T4", compute_capability="7.5", hardware_compatibility="ampere_plus"), "has 7.5"),
         (a10(exclude_lean_runtime=True), "build.exclude_lean_runtime: only a plan with"),
         (a10(weights="stripped"), "targets.a10.wrap: a file for PyTorch has no way"),
+        (a10(weights="stripped", wrap=[], version_compatible=True), "the lean runtime of a"),
         (stripped_in_8_bits, "targets.a10.build.weights: int8 is calibrated on the weights"),
         (a10(hardware_compatibility="ampere_plus"), "torchtrtc ties its file to the GPU"),
         (a10(version_compatible=True), "torch-tensorrt does not let a plan run the runtime"),

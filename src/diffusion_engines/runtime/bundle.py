@@ -54,28 +54,25 @@ def wrap_engine(
     manifest = manifests.read(engine, Engine)
     copy_files(engine, folder, skip=_BUILD_FILES)
     added = None
-    if manifest.onnx.graph_format == "exported_program":
-        added = weights
-    elif _of_a_structure(manifest):
-        added = graph
+    if manifest.onnx.without_weights:
+        added = weights if _of_a_program(manifest) else graph
     torchscript = backend(manifest.backend).wrap(folder, manifest, added)
     if added is not None:
         manifest = _with_origin(manifest, added)
     manifests.write(folder, manifests.bundle_from_engine(manifest, torchscript))
 
 
-def _of_a_structure(manifest: Engine) -> bool:
-    return manifest.onnx.graph_format == "onnx" and manifest.onnx.model is None
+def _of_a_program(manifest: Engine) -> bool:
+    return manifest.onnx.graph_format == "exported_program"
 
 
 def _with_origin(manifest: Engine, added: Path) -> Engine:
     """Return the manifest of an engine with what the weights that were added say of themselves."""
-    if _of_a_structure(manifest):
-        return manifests.engine_with_graph(
-            manifest, manifests.read(added, manifests.Graph, verify=False)
-        )
-    network = added / family_of(added).component(manifest.component).folder
-    return manifests.engine_with_weights(manifest, manifests.read(network, manifests.Weights))
+    if _of_a_program(manifest):
+        network = added / family_of(added).component(manifest.component).folder
+        return manifests.engine_with_weights(manifest, manifests.read(network, manifests.Weights))
+    graph = manifests.read(added, manifests.Graph, verify=False)
+    return manifests.engine_with_graph(manifest, graph)
 
 
 def load_bundle(

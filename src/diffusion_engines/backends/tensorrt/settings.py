@@ -70,6 +70,13 @@ def check_target(target: TensorRTTarget, precisions: Collection[str]) -> list[st
             "build.exclude_lean_runtime: only a plan with version_compatible=true has a lean "
             "runtime to exclude (conf/build/)"
         )
+    if build.weights != "embedded" and build.version_compatible:
+        # https://developer.nvidia.com/blog/tensorrt-hardware-version-compatibility/
+        problems.append(
+            f"build.weights: the lean runtime of a version-compatible plan refits none, found "
+            f"{build.weights}; set build.weights=embedded or build.version_compatible=false "
+            "(conf/target/)"
+        )
     problems += stripped_problems(build.weights, target.wrap, precisions)
     if "torchscript" in target.wrap and build.hardware_compatibility != "none":
         problems.append(
