@@ -2,7 +2,8 @@
 
 Select it with `+engine=rtx-unet`.
 
-Reads   artifacts/onnx/<graph>/, or artifacts/programs/<target>/<component>/;
+Reads   artifacts/onnx/<graph>/, artifacts/structures/<graph>/ for stripped plans, or
+        artifacts/programs/<target>/<component>/;
         artifacts/fingerprints/<target>.json, and artifacts/timing/<target>/ if it is there: not a
         dependency, for it only saves time
 Writes  artifacts/engines/<target>/<component>/: the engine and manifest.json; of TensorRT also
@@ -41,8 +42,12 @@ def main(cfg: Config) -> None:
     # Raises where this machine cannot build for the target and only has the record of one.
     fingerprint = module.fingerprint(target)
     source = Path(engine.graph_folder)
+    kind: type[manifests.Graph] = manifests.Graph
+    if module.graph_format == "exported_program":
+        kind = manifests.Program
+    elif module.builds_without_weights(target):
+        kind = manifests.Structure
     with step(f"check the files of {engine.graph}"):
-        kind = manifests.Program if module.graph_format == "exported_program" else manifests.Graph
         manifest = manifests.read(source, kind)
     graph = Graph(
         name=engine.graph,

@@ -6,6 +6,8 @@ Runtime cannot run it (bf16), its manifest says so. Measurements come first; a m
 
 Reads   artifacts/exports/<graph>/, artifacts/reference/<component>.safetensors
 Writes  artifacts/onnx/<graph>/: model.onnx, model.onnx.data, manifest.json
+        artifacts/structures/<graph>/: the same model.onnx, without the weights; equal for all
+        fine-tunes of a network, so that what is built from it is built once
         artifacts/operators/<graph>/: the operator counts before and after, as JSON and as text
         artifacts/parity/<graph>/: the distance from the reference at every recorded call
 """
@@ -14,9 +16,9 @@ from dataclasses import dataclass, replace
 
 from diffusion_engines import config, manifests
 from diffusion_engines.errors import GateError
-from diffusion_engines.files import new_folder
+from diffusion_engines.files import MANIFEST, copy_files, new_folder
 from diffusion_engines.layout import Workspace
-from diffusion_engines.onnx.graph import MODEL, check_graph
+from diffusion_engines.onnx.graph import DATA, MODEL, check_graph
 from diffusion_engines.onnx.operators import graph_statistics, render
 from diffusion_engines.onnx.simplify import check_same_results, simplify_graph
 from diffusion_engines.onnx.statistics import Simplification, write_simplification
@@ -48,6 +50,7 @@ def main(cfg: Config) -> None:
     calls = recorded_calls(workspace.reference / recorded)
     with (
         new_folder(workspace.onnx(name)) as folder,
+        new_folder(workspace.structure(name)) as structure,
         new_folder(workspace.operators(name)) as tables,
         new_folder(workspace.parity(name)) as parity,
     ):
@@ -80,6 +83,8 @@ def main(cfg: Config) -> None:
             compared=compared,
         )
         manifests.write(folder, simplified)
+        copy_files(folder, structure, skip=(MANIFEST, DATA))
+        manifests.write(structure, manifests.structure_of_graph(simplified))
     if misses:
         raise GateError(
             f"the graph {name} computes something else than PyTorch; it misses {len(misses)} "

@@ -4,10 +4,11 @@ Select it with `+engine=rtx-unet`.
 
 Where the target has `wrap`, torch-tensorrt writes engine.ts or engine.pt2 beside the plan; that
 takes the GPU.
-The weights of an exported program, which has none, are added here.
+Weights are added here where the engine has none: of an exported program, or of a stripped plan.
 
 Reads   artifacts/engines/<target>/<component>/, artifacts/fingerprints/<target>-wrap.json, and for
-        engines of exported programs artifacts/weights/<folder of the component>/
+        engines of exported programs artifacts/weights/<folder of the component>/, for stripped ones
+        artifacts/onnx/<graph>/
 Writes  artifacts/bundles/<target>/<component>/
 """
 
@@ -34,7 +35,12 @@ def main(cfg: Config) -> None:
     engine = cfg.item
     target = workspace.bundle(engine.target, engine.component)
     with step(f"wrap {cfg.engine}"), new_folder(target) as folder:
-        wrap_engine(workspace.engine(engine.target, engine.component), folder, workspace.weights)
+        wrap_engine(
+            workspace.engine(engine.target, engine.component),
+            folder,
+            weights=workspace.weights,
+            graph=workspace.onnx(engine.graph),
+        )
 
 
 if __name__ == "__main__":

@@ -51,6 +51,10 @@ class Workspace:
         """The graph that engines are built from: simplified, or quantized."""
         return self.artifacts / "onnx" / graph
 
+    def structure(self, graph: str) -> Path:
+        """The graph without its weights, of which fine-tunes have equal ones."""
+        return self.artifacts / "structures" / graph
+
     def program(self, target: str, component: str) -> Path:
         """The exported program that an engine is built from, in the PyTorch of its target."""
         return self.artifacts / "programs" / target / component

@@ -150,12 +150,24 @@ class Graph:
     quantization: Mapping[str, Any] | None = None
     files: Files = field(default_factory=dict)
 
+    @property
+    def without_weights(self) -> bool:
+        """Whether it has none: those of an engine of it come with the bundle."""
+        return self.model is None
+
 
 @dataclass(frozen=True)
 class Program(Graph):
     """One component in one precision, as an exported program."""
 
     kind: ClassVar[str] = "exported_program"
+
+
+@dataclass(frozen=True)
+class Structure(Graph):
+    """A graph without its weights, which those of any fine-tune of its network fit."""
+
+    kind: ClassVar[str] = "structure"
 
 
 @dataclass(frozen=True)
@@ -170,7 +182,7 @@ class Engine:
         engine: its main file.
         layers: how many, by type.
         dtypes: how many of the graph's floating-point tensors have each.
-        onnx: the graph that it was built from, and so its weights.
+        onnx: the graph that it was built from, and so its weights, where it has any.
     """
 
     kind: ClassVar[str] = "engine"
@@ -231,7 +243,7 @@ class Pipeline:
 
 
 Manifest = Weights | Reference | Graph | Engine | Pipeline
-M = TypeVar("M", Weights, Reference, Graph, Program, Engine, Bundle, Pipeline)
+M = TypeVar("M", Weights, Reference, Graph, Program, Structure, Engine, Bundle, Pipeline)
 
 
 def graph_from_weights(
@@ -277,6 +289,20 @@ def _origin(weights: Weights) -> dict[str, Any]:
     }
 
 
+# What a graph's manifest says that has none, and of what was measured with them.
+_NO_WEIGHTS: Mapping[str, Any] = {
+    "model": None,
+    "synthetic": False,
+    "loras": (),
+    "repo": None,
+    "revision": None,
+    "seed": None,
+    "weights": None,
+    "compared": False,
+    "simplify_rel_l2": None,
+}
+
+
 def program_without_weights(
     *,
     name: str,
@@ -306,9 +332,19 @@ def program_without_weights(
     )
 
 
+def structure_of_graph(graph: Graph) -> Structure:
+    """Return the manifest of a graph's structure: equal for all fine-tunes of its network."""
+    kept = {value.name: getattr(graph, value.name) for value in fields(Graph)}
+    return Structure(**{**kept, **_NO_WEIGHTS, "files": {}})
+
+
 def engine_with_weights(engine: Engine, weights: Weights) -> Engine:
     """Return the manifest of an engine of a program, with the weights that were added to it."""
-    graph = replace(engine.onnx, **_origin(weights))
+    return engine_with_graph(engine, replace(engine.onnx, **_origin(weights)))
+
+
+def engine_with_graph(engine: Engine, graph: Graph) -> Engine:
+    """Return the manifest of an engine of a structure, with the graph whose weights were added."""
     return replace(
         engine, model=graph.model, synthetic=graph.synthetic, loras=graph.loras, onnx=graph
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -74,7 +74,7 @@ def derive_tables(config: Mapping[str, Any], root: Path) -> dict[str, Table]:
         "timing": {
             name: {"components": list(components_of(engines, name))}
             for name, target in config["targets"].items()
-            if name in config["fleet"] and _keeps_timings(target)
+            if name in config["fleet"] and _answer(target, "timing")
         },
     }
 
@@ -126,8 +126,12 @@ def _engines(config: Mapping[str, Any], family: Family) -> Iterator[tuple[str, d
             precision = _precision(choice, component, family)
             name = graph_name(component, precision, module.graph_format)
             # An exported program is of one PyTorch, which is the target's: it is nobody else's.
-            program = module.graph_format == "exported_program"
-            weights = f"artifacts/weights/{family.components[component].folder}"
+            source, added = f"artifacts/onnx/{name}", _INDEX
+            if module.graph_format == "exported_program":
+                source = f"artifacts/programs/{target}/{component}"
+                added = f"artifacts/weights/{family.components[component].folder}"
+            elif _answer(config["targets"][target], "builds_without_weights"):
+                source, added = f"artifacts/structures/{name}", f"artifacts/onnx/{name}"
             yield (
                 f"{target}-{component}",
                 {
@@ -136,23 +140,25 @@ def _engines(config: Mapping[str, Any], family: Family) -> Iterator[tuple[str, d
                     "component": component,
                     "precision": precision,
                     "graph": name,
-                    "graph_folder": f"artifacts/programs/{target}/{component}"
-                    if program
-                    else f"artifacts/onnx/{name}",
+                    "graph_folder": source,
                     "code": module.code,
                     "shared": module.shared,
                     "wrap_code": module.wrap_code,
-                    "wrap_weights": weights if program else _INDEX,
+                    "wrap_weights": added,
                 },
             )
 
 
-def _keeps_timings(settings: Mapping[str, Any]) -> bool:
+def _answer(
+    settings: Mapping[str, Any], question: Literal["timing", "builds_without_weights"]
+) -> bool:
+    """Ask a target's backend about it; no is the answer where its settings are wrong."""
     try:
         target = target_from_settings(settings)
     except ValidationError:  # which reading the section `targets` describes
         return False
-    return backend(target.backend).timing(target)
+    answer: bool = getattr(backend(target.backend), question)(target)
+    return answer
 
 
 def _chosen(choice: Mapping[str, Any], family: Family) -> list[str]:

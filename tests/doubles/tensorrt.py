@@ -1,5 +1,8 @@
 """A test double of the little of TensorRT's runtime that runs a plan: it doubles its input.
 
+An engine with weights multiplies it with the one that is called ``scale`` instead, with NaN where
+it has not been given one.
+
 Its engine takes ``input_0`` (n, 4) in fp32 with n from 1 to 8. A context lays its memory out anew
 when it is given another shape, and a graph that it recorded before is worth nothing then: the worst
 that NVIDIA's advice of a context for each graph allows for. The streams are names without a GPU.
@@ -15,8 +18,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from diffusion_engines.runtime import cuda_graphs
 
@@ -69,17 +74,27 @@ class Call:
         if self.context.layout != self.layout:
             output[:] = np.nan
             return
-        output[:] = 2 * _array(self.addresses["input_0"], self.shape)
+        factor: Any = 2
+        if weights := self.context.engine.weights:
+            given = all(value is not None for value in weights.values())
+            factor = weights["scale"] if given else np.nan
+        output[:] = factor * _array(self.addresses["input_0"], self.shape)
 
 
 @dataclass
 class Engine:
-    """An engine; ``memory``: how many contexts there is memory for."""
+    """An engine.
+
+    Attributes:
+        memory: how many contexts there is memory for.
+        weights: those that can be refitted, by name; None: stripped.
+    """
 
     memory: int = 8
     contexts: list[Context] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     num_io_tensors: int = 2
+    weights: dict[str, Any] = field(default_factory=dict)
 
     def get_tensor_name(self, index: int) -> str:
         return ("output_0", "input_0")[index]
@@ -100,6 +115,42 @@ class Engine:
         return self.contexts[-1]
 
 
+class Refitter:
+    """Gives an engine weights; ``ok``: whether it can."""
+
+    ok = True
+
+    def __init__(self, engine: Engine, logger: object) -> None:
+        self.engine = engine
+        self.given: dict[str, Any] = {}
+
+    def get_all_weights(self) -> list[str]:
+        return list(self.engine.weights)
+
+    def get_missing_weights(self) -> list[str]:
+        stripped = [name for name, value in self.engine.weights.items() if value is None]
+        return [name for name in stripped if name not in self.given]
+
+    def refit_cuda_engine(self) -> bool:
+        self.engine.weights |= self.given
+        return self.ok
+
+
+class OnnxParserRefitter:
+    """Reads weights by the names of initializers; says no where some are missing, as NVIDIA's."""
+
+    num_errors = 0
+
+    def __init__(self, refitter: Refitter, logger: object) -> None:
+        self.refitter = refitter
+
+    def refit_from_file(self, path: str) -> bool:
+        for tensor in onnx.load(path).graph.initializer:
+            if tensor.name in self.refitter.engine.weights:
+                self.refitter.given[tensor.name] = numpy_helper.to_array(tensor)
+        return not self.refitter.get_missing_weights()
+
+
 def module_of(engine: Engine) -> Any:
     """Return a module ``tensorrt`` that loads this engine, whatever the plan."""
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
@@ -108,6 +159,8 @@ def module_of(engine: Engine) -> Any:
     return SimpleNamespace(
         Logger=logger,
         Runtime=lambda logger: runtime,
+        Refitter=Refitter,
+        OnnxParserRefitter=OnnxParserRefitter,
         TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
         float32="fp32",
         float16="fp16",

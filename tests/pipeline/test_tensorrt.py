@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_engines import manifests
 from tests.doubles.launcher import install
+from tests.loras import ATTENTION, write_lora
 from tests.tiers import long
 
 from .conftest import environment, make_clone
@@ -154,3 +156,45 @@ def test_a_machine_builds_what_it_can_and_names_what_waits(tmp_path: Path) -> No
     done = clone.run(*repro, "export.opset=20", env=h100)
     assert {"build@h100-vae_decoder", "wrap@h100-vae_decoder", "report"} <= done.built
     assert not {"build@cpu-vae_decoder", "export@vae_decoder-fp16"} & done.built
+
+
+REFIT_FLEET = """\
+# @package _global_
+# The text encoder for an A10, its plan without weights; for tests.
+defaults:
+  - /target@targets.a10: a10_stripped
+  - /precision@fleet.a10: fp16
+fleet: {a10: {only: [text_encoder]}}
+measure: []
+"""
+
+
+@long
+def test_a_lora_builds_no_stripped_plan(
+    tmp_path: Path, a10: dict[str, str], tiny_weights: Path
+) -> None:
+    clone = make_clone(tmp_path / "clone")
+    (clone.path / "conf/fleet/small.yaml").write_text(REFIT_FLEET)
+    write_lora(
+        clone.path / "loras/wash.safetensors", tiny_weights, {"text_encoder": ATTENTION}, kohya=True
+    )
+    clone.compose()
+    wrap, build = "wrap@a10-text_encoder", "build@a10-text_encoder"
+    first = clone.repro(wrap, env=a10)
+    assert {build, wrap} <= first.built
+    bundle = clone.path / "artifacts/bundles/a10/text_encoder"
+    plain = manifests.read(bundle, manifests.Bundle)
+    assert {"engine.plan", "model.onnx", "model.onnx.data"} <= set(plain.files)
+    log = (clone.path / "artifacts/logs/build/a10-text_encoder/build.log").read_text()
+    assert "--stripWeights" in log
+    engine = clone.path / "artifacts/engines/a10/text_encoder"
+    assert manifests.read(engine, manifests.Engine).model is None
+
+    clone.compose("model.loras=[{file: wash.safetensors, weight: 1}]")
+    # With a trtexec whose builds fail.
+    other = clone.repro(wrap, env=a10 | {"TRTEXEC_DOUBLE_FAULT": "no engine"})
+    assert {"export@text_encoder-fp16", "simplify@text_encoder-fp16", wrap} <= other.built
+    assert build not in other.built | other.restored
+    tuned = manifests.read(bundle, manifests.Bundle)
+    assert [lora.file for lora in tuned.loras] == ["wash.safetensors"]
+    assert {n for n, file in plain.files.items() if file != tuned.files[n]} == {"model.onnx.data"}

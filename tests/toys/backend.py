@@ -57,6 +57,9 @@ class Toy:
     def timing(self, target: Target) -> bool:
         return False
 
+    def builds_without_weights(self, target: Target) -> bool:
+        return False
+
     def check_hardware(self, target: Target) -> None:
         here = os.environ.get("TOY_GPU")
         if here != target.gpu:

@@ -373,6 +373,11 @@ def old_gpu_in_bf16(params: dict[str, Any]) -> None:
     params["export"]["opset"] = 22
 
 
+def stripped_in_8_bits(params: dict[str, Any]) -> None:
+    a10(weights="stripped", wrap=[])(params)
+    params["fleet"]["a10"]["precision"] = "int8"
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -382,6 +387,8 @@ def old_gpu_in_bf16(params: dict[str, Any]) -> None:
         (a10(gpu="T4", compute_capability="7.5", hardware_compatibility="ampere_plus"), "has 7.5"),
         (a10(exclude_lean_runtime=True), "build.exclude_lean_runtime: only a plan with"),
         (a10(weights="stripped"), "targets.a10.wrap: a file for PyTorch has no way"),
+        (a10(weights="stripped", wrap=[], version_compatible=True), "the lean runtime of a"),
+        (stripped_in_8_bits, "targets.a10.build.weights: int8 is calibrated on the weights"),
         (a10(hardware_compatibility="ampere_plus"), "torchtrtc ties its file to the GPU"),
         (a10(version_compatible=True), "torch-tensorrt does not let a plan run the runtime"),
         (old_gpu_in_bf16, "bf16 needs compute capability 8.0 or later, "),

@@ -97,6 +97,24 @@ def test_the_toy_network_is_compared_at_two_sizes() -> None:
     assert len(first) == 3  # both sizes passed once
 
 
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_refit_has_to_bring_the_first_numbers_back(forgets: bool) -> None:
+    """One that leaves anything of the second fine-tune is found, however little it is."""
+    given: list[int] = []
+
+    def refitted(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            image = toy.network(given[-1])(latents.float(), timestep)
+        return image * (1 + 1e-6) if forgets and len(given) == 3 else image
+
+    if not forgets:
+        assert toy.compare_fine_tunes(refitted, given.append, "cpu")["second"] < toy.TOLERANCE
+        assert given == [0, 1, 0]
+        return
+    with pytest.raises(GateError, match="after the weights of another fine-tune"):
+        toy.compare_fine_tunes(refitted, given.append, "cpu")
+
+
 @pytest.fixture
 def a10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of checks on a machine with doubles of an A10, its driver and trtexec 10.16."""
@@ -153,7 +171,8 @@ def test_this_machine_passes_for_what_it_has(examined: Path) -> None:
 def test_the_double_of_trtexec_goes_through_its_build(
     examined: Path, a10: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (a10 / toy.GRAPH).symlink_to(examined / "work" / toy.GRAPH)
+    for name in (*toy.GRAPHS, toy.STRUCTURE):
+        (a10 / name).symlink_to(examined / "work" / name)
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
     found = engines.check_trtexec_build(a10)
     assert (found.status, found.detail) == ("passed", "trtexec 10.16.0")
@@ -162,3 +181,12 @@ def test_the_double_of_trtexec_goes_through_its_build(
     assert layer["Outputs"][0]["Format/Datatype"] == "Half"
     bundle = manifests.read(a10 / "trtexec" / engines.BUNDLE, manifests.Bundle)
     assert bundle.engine == "engine.plan"
+    # Without weights: one plan, and those of each fine-tune beside it.
+    assert engines.check_tensorrt_stripped(a10).status == "passed"
+    bundles = [
+        manifests.read(a10 / "stripped" / name, manifests.Bundle)
+        for name in (engines.BUNDLE, engines.TUNED)
+    ]
+    assert [found.onnx.seed for found in bundles] == [0, 1]
+    first, second = (found.files for found in bundles)
+    assert {name for name in first if first[name] != second[name]} == {"model.onnx.data"}

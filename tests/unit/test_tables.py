@@ -36,6 +36,16 @@ def test_a_fleet_of_two_targets() -> None:
     assert params["measured"] == {"cpu": {"components": parts}}
 
 
+def test_a_stripped_engine_is_of_a_structure_and_its_bundle_of_the_graph() -> None:
+    for target, source, added in (
+        ("a10", "onnx/unet-fp16", "weights/model_index.json"),
+        ("a10_stripped", "structures/unet-fp16", "onnx/unet-fp16"),
+    ):
+        engine = composed("fleet=refit")["engines"][f"{target}-unet"]
+        paths = (engine["graph_folder"], engine["wrap_weights"])
+        assert paths == (f"artifacts/{source}", f"artifacts/{added}")
+
+
 @pytest.mark.parametrize(
     ("override", "precisions"),
     [

@@ -142,6 +142,12 @@ class Backend(Protocol[T]):
     def timing(self, target: T) -> bool:
         """Whether builds for a target leave a timing cache and read that of an earlier one."""
 
+    def builds_without_weights(self, target: T) -> bool:
+        """Whether builds for a target read no weights; :meth:`wrap` adds them to a bundle then.
+
+        Of ONNX, such a build gets the structure of a graph alone.
+        """
+
     def check_hardware(self, target: T) -> None:
         """Ask whether this machine has the hardware that a target's engines run on.
 
@@ -189,7 +195,8 @@ class Backend(Protocol[T]):
         Args:
             folder: of the bundle.
             manifest: of the engine.
-            weights: a diffusers folder, for engines of exported programs, which have no weights.
+            weights: for engines that have none; a diffusers folder for those of exported
+                programs, the folder of a graph for those of its structure.
 
         Raises:
             BuildError, FingerprintError, HardwareError: it cannot be wrapped here.

@@ -39,6 +39,13 @@ CHECKS = (
     Check("rtx_build", "TensorRT-RTX: build", engines.check_rtx_build, ("export", "tensorrt_rtx")),
     Check("rtx_run", "TensorRT-RTX: run", engines.check_rtx_run, ("rtx_build", "gpu")),
     Check(
+        "rtx_stripped",
+        "TensorRT-RTX: build without weights",
+        engines.check_rtx_stripped,
+        ("rtx_build", "gpu"),
+    ),
+    Check("rtx_refit", "TensorRT-RTX: refit", engines.check_rtx_refit, ("rtx_stripped",)),
+    Check(
         "trtexec_build",
         "trtexec: build",
         engines.check_trtexec_build,
@@ -56,4 +63,11 @@ CHECKS = (
     ),
     Check("python_run", "Python builder: run", engines.run_check("python"), ("python_build",)),
     *_wraps("python", "Python builder"),
+    Check(
+        "stripped_build",
+        "TensorRT: build without weights",
+        engines.check_tensorrt_stripped,
+        ("export", "tensorrt", "gpu", "driver"),
+    ),
+    Check("refit", "TensorRT: refit", engines.check_tensorrt_refit, ("stripped_build",)),
 )

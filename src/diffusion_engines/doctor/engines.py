@@ -6,18 +6,23 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from diffusion_engines import manifests
 from diffusion_engines.backends import backend, gpus
 from diffusion_engines.backends.base import GRAPH_FILES, BuildResult, Graph, Target
+from diffusion_engines.backends.nvidia.building import recording_logger
+from diffusion_engines.backends.nvidia.refitting import refit
 from diffusion_engines.backends.nvidia.settings import Wrap
 from diffusion_engines.backends.nvidia.wrapping import KEYS
+from diffusion_engines.backends.nvidia.wrapping.weights import GRAPH
 from diffusion_engines.backends.tensorrt.building import build_with
 from diffusion_engines.backends.tensorrt.building.layers import LAYERS
 from diffusion_engines.backends.tensorrt.building.trtexec import find_trtexec, format_version
-from diffusion_engines.backends.tensorrt.building.versions import builder_version
-from diffusion_engines.backends.tensorrt_rtx.settings import RTX_CAPABILITIES
+from diffusion_engines.backends.tensorrt.building.versions import builder_version, library
+from diffusion_engines.backends.tensorrt.settings import TensorRTTarget
+from diffusion_engines.backends.tensorrt_rtx import building as rtx
+from diffusion_engines.backends.tensorrt_rtx.settings import RTX_CAPABILITIES, TensorRTRTXTarget
 from diffusion_engines.doctor import toy
 from diffusion_engines.doctor.findings import Finding, missing, passed
 from diffusion_engines.doctor.targets import cpu_target, rtx_target, tensorrt_target
@@ -29,8 +34,10 @@ from diffusion_engines.runtime.bundle import (
     wrap_engine,
 )
 
-ENGINE, BUNDLE = "engine", "bundle"
+# Of a stripped plan, a bundle with the weights of each fine-tune.
+ENGINE, BUNDLE, TUNED = "engine", "bundle", "bundle-tuned"
 _FIRST_LAYERS = 3
+T = TypeVar("T", TensorRTTarget, TensorRTRTXTarget)
 
 
 def check_export(folder: Path) -> Finding:
@@ -51,6 +58,19 @@ def check_rtx_build(folder: Path) -> Finding:
     target = rtx_target(folder)
     found = _build(folder, "rtx", target)
     return replace(found, detail=f"{found.detail}, for {', '.join(target.compute_capabilities)}")
+
+
+def check_rtx_stripped(folder: Path) -> Finding:
+    """Build the network without its weights with TensorRT-RTX."""
+    return _build(folder, "rtx_stripped", _stripped(rtx_target(folder)))
+
+
+def check_rtx_refit(folder: Path) -> Finding:
+    """Run that engine with the weights of two fine-tunes in turn."""
+    gpu = gpus.any_gpu()
+    if gpu.capability not in RTX_CAPABILITIES:
+        return missing(f"TensorRT-RTX does not run on {gpu}")
+    return _refit(folder / "rtx_stripped", rtx.library())
 
 
 def check_rtx_run(folder: Path) -> Finding:
@@ -77,6 +97,17 @@ def check_python_build(folder: Path) -> Finding:
         lambda graph, to, target: build_with(None, graph, to, target),
         tensorrt=format_version(builder_version(None)),
     )
+
+
+def check_tensorrt_stripped(folder: Path) -> Finding:
+    """Build the network without its weights with TensorRT, by trtexec where it is there."""
+    target = _stripped(tensorrt_target(folder))
+    return _build(folder, "stripped", target)
+
+
+def check_tensorrt_refit(folder: Path) -> Finding:
+    """Run that engine with the weights of two fine-tunes in turn."""
+    return _refit(folder / "stripped", library())
 
 
 def run_check(name: str) -> Callable[[Path], Finding]:
@@ -131,8 +162,9 @@ def _build(
 ) -> Finding:
     """Build and bundle, as the stages `build` and `wrap` do."""
     module = backend(target.backend)
-    source = folder / toy.GRAPH
-    manifest = manifests.read(source, manifests.Graph)
+    stripped = module.builds_without_weights(target)
+    source = folder / (toy.STRUCTURE if stripped else toy.GRAPHS[0])
+    manifest = manifests.read(source, manifests.Structure if stripped else manifests.Graph)
     graph = Graph(
         manifest.name,
         manifest.component,
@@ -157,14 +189,33 @@ def _build(
             dtypes=result.precisions,
         )
         manifests.write(engine, built)
-    with new_folder(folder / name / BUNDLE) as bundle:
-        wrap_engine(folder / name / ENGINE, bundle)
+    for tune, bundle in enumerate([BUNDLE, TUNED] if stripped else [BUNDLE]):
+        with new_folder(folder / name / bundle) as wrapped:
+            wrap_engine(folder / name / ENGINE, wrapped, graph=folder / toy.GRAPHS[tune])
     return passed(
         result.builder,
         fingerprint=dict(built.fingerprint),
         layers=dict(result.layers),
         precisions=dict(result.precisions),
     )
+
+
+def _stripped(target: T) -> T:
+    return replace(target, build=replace(target.build, weights="stripped"))
+
+
+def _refit(folder: Path, trt: Any) -> Finding:
+    """Load a plan with the weights of one bundle; give it those of the other, and back."""
+    bundles = [folder / BUNDLE, folder / TUNED]
+    loaded = load_bundle(bundles[0], "cuda")
+    logger = recording_logger(trt)
+
+    def give(tune: int) -> None:
+        refit(trt, loaded.manifest, bundles[tune] / GRAPH, loaded.engine.engine, logger)
+
+    worst = toy.compare_fine_tunes(loaded, give, "cuda")
+    told = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
+    return passed(f"the same numbers after a refit; relative L2: {told}", **worst)
 
 
 def _run(bundle: Path) -> Finding:

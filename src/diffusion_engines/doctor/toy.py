@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion_engines import manifests
 from diffusion_engines.errors import GateError
 from diffusion_engines.families.base import Dim, OutputSpec, TensorSpec
+from diffusion_engines.files import MANIFEST, copy_files
 
 if TYPE_CHECKING:
     import torch
@@ -23,11 +24,13 @@ INPUTS = (
 )
 # Of fp16 to fp32; the gate of the UNet in conf/validate/ is of this size.
 TOLERANCE = 1e-2
-GRAPH = "graph"
+# Of two fine-tunes, by the number of each; and the structure that they share.
+GRAPHS = ("graph", "graph-tuned")
+STRUCTURE = "structure"
 
 
-def network() -> nn.Module:
-    """Return the network, always with the same weights.
+def network(tune: int = 0) -> nn.Module:
+    """Return the network, always with the same weights of one of its fine-tunes.
 
     It takes latents (batch, 4, 16, 16) and a timestep (1,), and returns (batch, 4, 16, 16).
     """
@@ -57,20 +60,33 @@ def network() -> nn.Module:
             return image
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(tune)
         return Toy().eval()
 
 
 def export(folder: Path) -> manifests.Graph:
-    """Write the network's graph as the stage `export` does; return its manifest."""
+    """Write the graphs of both fine-tunes and their structure; return the first one's manifest."""
+    first, _ = (_export(folder / name, tune) for tune, name in enumerate(GRAPHS))
+    from diffusion_engines.onnx.graph import DATA
+
+    structure = folder / STRUCTURE
+    structure.mkdir(exist_ok=True)
+    copy_files(folder / GRAPHS[0], structure, skip=(MANIFEST, DATA))
+    manifests.write(structure, manifests.structure_of_graph(first))
+    return first
+
+
+def _export(graph: Path, tune: int) -> manifests.Graph:
+    import onnx
     import torch
 
     from diffusion_engines.onnx.export import export_module
+    from diffusion_engines.onnx.graph import MODEL
+    from diffusion_engines.onnx.structure import save_with_weights_apart
 
-    graph = folder / GRAPH
     graph.mkdir(exist_ok=True)
     export_module(
-        network().half(),
+        network(tune).half(),
         INPUTS,
         graph,
         precision=PRECISION,
@@ -78,7 +94,8 @@ def export(folder: Path) -> manifests.Graph:
         opset=OPSET,
         patches=[],
     )
-    weights = manifests.Weights("toy", "synthetic", None, None, synthetic=True, seed=0)
+    save_with_weights_apart(onnx.load(graph / MODEL), graph / MODEL)
+    weights = manifests.Weights("toy", "synthetic", None, None, synthetic=True, seed=tune)
     made = manifests.graph_from_weights(
         weights,
         name=f"{COMPONENT}-{PRECISION}",
@@ -96,8 +113,50 @@ def export(folder: Path) -> manifests.Graph:
     return made
 
 
-def compare(module: Callable[..., Any], device: str) -> float:
+def compare_fine_tunes(
+    module: Callable[..., Any], give: Callable[[int], None], device: str
+) -> dict[str, float]:
+    """Give a module the weights of each fine-tune and then of the first again.
+
+    Args:
+        module: as the network.
+        give: puts the weights of a fine-tune into the module, by its number.
+        device: of the module.
+
+    Returns:
+        For each turn, the largest relative L2 distance to the fine-tune in fp32.
+
+    Raises:
+        GateError: it is above :data:`TOLERANCE`, or the first one's numbers are others after the
+            second.
+    """
+    import torch
+
+    latents = torch.linspace(-1, 1, 4 * 16 * 16).reshape(1, 4, 16, 16).half().to(device)
+    timestep = torch.full((1,), 500.0).to(device)
+    worst, outputs = {}, []
+    for turn, tune in (("first", 0), ("second", 1), ("first_again", 0)):
+        give(tune)
+        worst[turn] = compare(module, device, tune)
+        outputs.append(module(latents, timestep).float().cpu())
+    if not torch.equal(outputs[0], outputs[2]):
+        differing = int((outputs[0] != outputs[2]).sum())
+        raise GateError(
+            "after the weights of another fine-tune, those of the first give other numbers",
+            expected="the same, bit for bit",
+            found=f"{differing} of {outputs[0].numel()} differ",
+            fix="send the page and the JSON back",
+        )
+    return worst
+
+
+def compare(module: Callable[..., Any], device: str, tune: int = 0) -> float:
     """Call a module with two sizes in turn; return the largest relative L2 distance to fp32.
+
+    Args:
+        module: as the network.
+        device: of the module.
+        tune: the fine-tune whose weights it should have.
 
     Raises:
         GateError: it is above :data:`TOLERANCE`.
@@ -106,7 +165,7 @@ def compare(module: Callable[..., Any], device: str) -> float:
 
     from diffusion_engines.parity.metrics import difference
 
-    reference, worst = network(), 0.0
+    reference, worst = network(tune), 0.0
     generator = torch.Generator().manual_seed(1)
     for batch in BATCHES:
         latents = torch.randn(batch, 4, 16, 16, generator=generator).half()

@@ -26,8 +26,13 @@ def save_with_external_data(model: onnx.ModelProto, path: Path) -> None:
         location=DATA,
         size_threshold=_EXTERNAL_BYTES,
     )
+    let_others_read(path)
+
+
+def let_others_read(path: Path) -> None:
+    """Give a graph's external data its permissions: onnx keeps it from who shares a cache."""
     if (data := path.with_name(DATA)).is_file():
-        data.chmod(path.stat().st_mode)  # onnx keeps it from other users, who share a cache
+        data.chmod(path.stat().st_mode)
 
 
 def check_graph(path: Path, *, opset: int, writer: str, outputs: int | None = None) -> None:

@@ -15,13 +15,14 @@ from onnx.checker import ValidationError
 
 from diffusion_engines.errors import ExportError
 from diffusion_engines.names import trailing_number
-from diffusion_engines.onnx.graph import MODEL, save_with_external_data
+from diffusion_engines.onnx.graph import MODEL
 from diffusion_engines.onnx.session import NUMPY, feeds_of, session_of
+from diffusion_engines.onnx.structure import save_with_weights_apart
 from diffusion_engines.progress import step
 
 
 def simplify_graph(source: Path, folder: Path, *, skipped_optimizers: list[str]) -> None:
-    """Write the simplified graph of ``source`` into ``folder``, weights external.
+    """Write the simplified graph of ``source`` into ``folder``, its weights in a file of their own.
 
     onnxsim works from file to file: half the memory and time of working on a loaded model.
 
@@ -43,8 +44,8 @@ def simplify_graph(source: Path, folder: Path, *, skipped_optimizers: list[str])
                 found=f"{type(error).__name__}: {str(error)[:500]}",
                 fix="name the optimizer that fails in simplify.skipped_optimizers",
             ) from error
-    with step("write weights as external data"):
-        save_with_external_data(onnx.load(raw / MODEL), folder / MODEL)
+    with step("write structure and weights"):
+        save_with_weights_apart(onnx.load(raw / MODEL), folder / MODEL)
     shutil.rmtree(raw)
 
 

@@ -204,8 +204,7 @@ def collect(
 def _engine(workspace: Workspace, name: str, engine: config.Engine) -> Engine:
     folder = workspace.engine(engine.target, engine.component)
     manifest = manifests.read(folder, manifests.Engine, verify=False)
-    if manifest.onnx.graph_format == "exported_program":
-        # Weights, and what is known of them, come with the bundle.
+    if manifest.onnx.without_weights:  # what is known of them comes with the bundle, as they do
         bundle = workspace.bundle(engine.target, engine.component)
         manifest = manifests.read(bundle, manifests.Bundle, verify=False)
     steps = read_json(workspace.log("build", name) / "resources.json")

@@ -34,7 +34,9 @@ _BUILD_FILES = (MANIFEST, TIMING_CACHE)
 _OF_THE_GRAPH = ("component", "precision", "inputs", "outputs", "guidance")
 
 
-def wrap_engine(engine: Path, folder: Path, weights: Path | None = None) -> None:
+def wrap_engine(
+    engine: Path, folder: Path, weights: Path | None = None, graph: Path | None = None
+) -> None:
     """Copy an engine into ``folder`` with everything that loading it elsewhere takes.
 
     Args:
@@ -42,20 +44,35 @@ def wrap_engine(engine: Path, folder: Path, weights: Path | None = None) -> None
         folder: of the bundle.
         weights: a diffusers folder; of use where the engine is of an exported program, which has
             no weights.
+        graph: a folder of artifacts/onnx/; of use where the engine is of a graph's structure alone.
 
     Raises:
         IntegrityError: the engine or the weights are damaged.
+        BuildError: the engine is of another structure than the graph.
         BuildError, FingerprintError, HardwareError: it cannot be wrapped as TorchScript here.
     """
     manifest = manifests.read(engine, Engine)
     copy_files(engine, folder, skip=_BUILD_FILES)
-    if manifest.onnx.graph_format == "exported_program" and weights is not None:
-        network = weights / family_of(weights).component(manifest.component).folder
-        manifest = manifests.engine_with_weights(
-            manifest, manifests.read(network, manifests.Weights)
-        )
-    torchscript = backend(manifest.backend).wrap(folder, manifest, weights)
+    added = None
+    if manifest.onnx.without_weights:
+        added = weights if _of_a_program(manifest) else graph
+    torchscript = backend(manifest.backend).wrap(folder, manifest, added)
+    if added is not None:
+        manifest = _with_origin(manifest, added)
     manifests.write(folder, manifests.bundle_from_engine(manifest, torchscript))
+
+
+def _of_a_program(manifest: Engine) -> bool:
+    return manifest.onnx.graph_format == "exported_program"
+
+
+def _with_origin(manifest: Engine, added: Path) -> Engine:
+    """Return the manifest of an engine with what the weights that were added say of themselves."""
+    if _of_a_program(manifest):
+        network = added / family_of(added).component(manifest.component).folder
+        return manifests.engine_with_weights(manifest, manifests.read(network, manifests.Weights))
+    graph = manifests.read(added, manifests.Graph, verify=False)
+    return manifests.engine_with_graph(manifest, graph)
 
 
 def load_bundle(

@@ -77,7 +77,10 @@ def test_a_release_of_tensorrt_has_what_the_backend_touches(release: str) -> Non
         ("IExecutionContext", "execute_async_v3"),
         ("IProgressMonitor", "step_complete"),
         ("OnnxParserRefitter", "refit_from_file"),
-        ("BuilderFlag", "REFIT_IDENTICAL"),
+        ("BuilderFlag", "REFIT"),
+        ("BuilderFlag", "STRIP_PLAN"),
+        ("Refitter", "get_all_weights"),
+        ("Refitter", "get_missing_weights"),
         ("ITimingCache", "serialize"),
     }
     # The members that a network's dtypes are counted by.

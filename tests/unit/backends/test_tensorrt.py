@@ -23,7 +23,6 @@ from diffusion_engines.backends.gpus import Gpu
 from diffusion_engines.backends.nvidia.running import binding_names
 from diffusion_engines.backends.tensorrt import running
 from diffusion_engines.backends.tensorrt.building import layers, python, versions
-from diffusion_engines.backends.tensorrt.refitting import refit_from_graph
 from diffusion_engines.backends.tensorrt.settings import TensorRTTarget
 from diffusion_engines.config import Dynamic
 from diffusion_engines.errors import BuildError, FingerprintError, HardwareError, IntegrityError
@@ -32,7 +31,7 @@ from diffusion_engines.manifests import Bundle
 from diffusion_engines.runtime.bundle import check_bundle, load_bundle
 from tests.conftest import Exports, graph_of
 from tests.doubles.launcher import install
-from tests.manifests import bundle_manifest, engine_manifest, graph_manifest
+from tests.manifests import bundle_manifest, engine_manifest
 from tests.unit.backends.test_trtexec import BUILD
 
 A10 = Gpu("NVIDIA A10", "8.6")
@@ -110,9 +109,10 @@ def test_settings_reach_the_builder(tmp_path: Path) -> None:
         "VERSION_COMPATIBLE",
         "EXCLUDE_LEAN_RUNTIME",
         "STRIP_PLAN",
-        "REFIT_IDENTICAL",
+        "REFIT",
     }
-    assert "TF32" not in flags
+    # A plan of REFIT_IDENTICAL fits the weights of its build alone.
+    assert not {"TF32", "REFIT_IDENTICAL"} & flags
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
     assert config.max_aux_streams == 3
     assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
@@ -422,43 +422,3 @@ def test_timing_caches_are_kept_by_fingerprint(tmp_path: Path) -> None:
     assert list(found.values()) == ["three", "two"]
     assert timing.find_timing_cache(kept, "unet", {"tensorrt": "11.1.0"}) is None
     assert timing.find_timing_cache(kept, "vae_decoder", first) is None
-
-
-class Refitting:
-    """What of TensorRT's Python API gives a plan its weights; keeps which graph it was given."""
-
-    def __init__(self, ok: bool) -> None:
-        self.ok, self.given = ok, ""
-
-    def Refitter(self, *_: Any) -> Any:  # noqa: N802
-        return SimpleNamespace(refit_cuda_engine=lambda: self.ok)
-
-    def OnnxParserRefitter(self, *_: Any) -> Any:  # noqa: N802
-        def refit_from_file(path: str) -> bool:
-            self.given = path
-            return True
-
-        return SimpleNamespace(refit_from_file=refit_from_file)
-
-
-def test_a_stripped_plan_gets_the_weights_of_the_workspace_that_it_lies_in(tmp_path: Path) -> None:
-    """Whatever the current folder is."""
-    graph = tmp_path / "artifacts" / "onnx" / "unet-fp16"
-    graph.mkdir(parents=True)
-    (graph / "model.onnx").write_bytes(b"weights")
-    manifests.write(graph, graph_manifest("unet", "fp16"))
-    built = engine_manifest("a10-unet", manifests.read(graph, manifests.Graph))
-    bundle = tmp_path / "artifacts" / "bundles" / "a10" / "unet"
-
-    trt = Refitting(ok=True)
-    refit_from_graph(trt, bundle, built)(None, None)
-    assert trt.given == str(graph / "model.onnx")
-    with pytest.raises(BuildError, match="could not be given its weights"):
-        refit_from_graph(Refitting(ok=False), bundle, built)(None, None)
-
-    with pytest.raises(IntegrityError, match="lies in no workspace with its graph"):
-        refit_from_graph(trt, tmp_path / "served" / "a10" / "unet", built)
-    (graph / "model.onnx").write_bytes(b"other weights")
-    manifests.write(graph, graph_manifest("unet", "fp16"))
-    with pytest.raises(IntegrityError, match="is not the graph that the engine a10-unet was"):
-        refit_from_graph(trt, bundle, built)

@@ -45,6 +45,9 @@ class _Inductor:
     def timing(self, target: InductorTarget) -> bool:
         return keeps_timings(target)
 
+    def builds_without_weights(self, target: InductorTarget) -> bool:
+        return True
+
     def check_hardware(self, target: InductorTarget) -> None:
         if target.device == "cpu":
             return

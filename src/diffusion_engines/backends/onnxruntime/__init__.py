@@ -40,6 +40,9 @@ class _OnnxRuntime:
     def timing(self, target: OnnxRuntimeTarget) -> bool:
         return False
 
+    def builds_without_weights(self, target: OnnxRuntimeTarget) -> bool:
+        return False
+
     def check_hardware(self, target: OnnxRuntimeTarget) -> None:
         if target.device == "cuda":
             gpus.any_gpu()

@@ -27,7 +27,7 @@ class _TensorRT:
     precisions = ("fp32", "fp16", "bf16", "fp16-mixed", "fp8", "int8")
     graph_format = "onnx"
     code = "src/diffusion_engines/backends/tensorrt/building"
-    shared = "src/diffusion_engines/backends/nvidia/building.py"
+    shared = "src/diffusion_engines/backends/nvidia/building"
     wrap_code = "src/diffusion_engines/backends/nvidia/wrapping"
 
     def check(self, target: TensorRTTarget, precisions: Collection[str]) -> list[str]:
@@ -38,6 +38,9 @@ class _TensorRT:
 
     def timing(self, target: TensorRTTarget) -> bool:
         return target.build.timing_cache
+
+    def builds_without_weights(self, target: TensorRTTarget) -> bool:
+        return target.build.weights == "stripped"
 
     def check_hardware(self, target: TensorRTTarget) -> None:
         from diffusion_engines.backends.tensorrt.fingerprint import gpu_of
@@ -64,8 +67,10 @@ class _TensorRT:
     def wrap(
         self, folder: Path, manifest: Engine, weights: Path | None = None
     ) -> Mapping[str, object]:
-        from diffusion_engines.backends.nvidia.wrapping import wrap_plan
+        from diffusion_engines.backends.nvidia.wrapping import add_weights, wrap_plan
 
+        if weights is not None:
+            add_weights(folder, manifest, weights)
         wrap = recorded(manifest, "settings", "wrap", list)
         if not wrap:
             return {}

@@ -98,19 +98,15 @@ def check_gpu(manifest: Engine, built: Gpu, here: Gpu, compatibility: str) -> No
 def load(folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False) -> nn.Module:
     """Return the engine as a module on a GPU, in the order of PyTorch's current stream.
 
-    A stripped engine gets its weights from the graph that it was built from.
+    A stripped engine is given the weights of its bundle.
 
     Raises:
-        IntegrityError: a stripped engine's graph is missing or is another one.
+        BuildError: the runtime refused the plan, or the plan the weights.
     """
+    from diffusion_engines.backends.nvidia.refitting import refit_at_load
     from diffusion_engines.backends.nvidia.running import load_plan
 
     trt = library()
-    prepare = None
-    if recorded(manifest, "settings", "build.weights", str) == "stripped":
-        from diffusion_engines.backends.tensorrt.refitting import refit_from_graph
-
-        prepare = refit_from_graph(trt, folder, manifest)
     return load_plan(
         trt,
         folder / manifest.engine,
@@ -118,5 +114,5 @@ def load(folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = Fals
         device,
         cuda_graph=cuda_graph,
         host_code=recorded(manifest, "settings", "build.version_compatible", bool),
-        prepare=prepare,
+        prepare=refit_at_load(trt, folder, manifest),
     )

@@ -14,7 +14,9 @@ from diffusion_engines.backends.nvidia.settings import (
     ComputeCapability,
     NonNegativeInt,
     PositiveInt,
+    Weights,
     Wrap,
+    stripped_problems,
 )
 
 
@@ -31,7 +33,7 @@ class TensorRTBuild:
     version_compatible: bool
     exclude_lean_runtime: bool
     hardware_compatibility: Literal["none", "same_compute_capability", "ampere_plus"]
-    weights: Literal["embedded", "refittable", "stripped"]
+    weights: Weights
 
 
 @dataclass(config=STRICT)
@@ -68,11 +70,14 @@ def check_target(target: TensorRTTarget, precisions: Collection[str]) -> list[st
             "build.exclude_lean_runtime: only a plan with version_compatible=true has a lean "
             "runtime to exclude (conf/build/)"
         )
-    if target.wrap and build.weights == "stripped":
+    if build.weights != "embedded" and build.version_compatible:
+        # https://developer.nvidia.com/blog/tensorrt-hardware-version-compatibility/
         problems.append(
-            "wrap: a file for PyTorch has no way to get the weights of a stripped plan; set "
-            "wrap=[] or build.weights=embedded (conf/target/)"
+            f"build.weights: the lean runtime of a version-compatible plan refits none, found "
+            f"{build.weights}; set build.weights=embedded or build.version_compatible=false "
+            "(conf/target/)"
         )
+    problems += stripped_problems(build.weights, target.wrap, precisions)
     if "torchscript" in target.wrap and build.hardware_compatibility != "none":
         problems.append(
             "wrap: torchtrtc ties its file to the GPU that it was wrapped on, whatever the plan "

@@ -26,7 +26,7 @@ class _TensorRTRTX:
     precisions = ("fp32", "fp16", "bf16", "fp16-mixed", "fp8", "int8")
     graph_format = "onnx"
     code = "src/diffusion_engines/backends/tensorrt_rtx/building.py"
-    shared = "src/diffusion_engines/backends/nvidia/building.py"
+    shared = "src/diffusion_engines/backends/nvidia/building"
     wrap_code = "src/diffusion_engines/backends/nvidia/wrapping"
 
     def check(self, target: TensorRTRTXTarget, precisions: Collection[str]) -> list[str]:
@@ -37,6 +37,9 @@ class _TensorRTRTX:
 
     def timing(self, target: TensorRTRTXTarget) -> bool:
         return False
+
+    def builds_without_weights(self, target: TensorRTRTXTarget) -> bool:
+        return target.build.weights == "stripped"
 
     def check_hardware(self, target: TensorRTRTXTarget) -> None:
         from diffusion_engines.backends.tensorrt_rtx.fingerprint import check_gpu
@@ -67,8 +70,10 @@ class _TensorRTRTX:
     def wrap(
         self, folder: Path, manifest: Engine, weights: Path | None = None
     ) -> Mapping[str, object]:
-        from diffusion_engines.backends.nvidia.wrapping import wrap_plan
+        from diffusion_engines.backends.nvidia.wrapping import add_weights, wrap_plan
 
+        if weights is not None:
+            add_weights(folder, manifest, weights)
         wrap = recorded(manifest, "settings", "wrap", list)
         if not wrap:
             return {}

@@ -14,8 +14,10 @@ from diffusion_engines.backends.nvidia.building import (
     layers_of_network,
     parse_graph,
     recording_logger,
+    set_weights,
     write_plan,
 )
+from diffusion_engines.backends.nvidia.building.stand_in import buildable
 from diffusion_engines.backends.tensorrt_rtx.settings import RTX_CAPABILITIES, TensorRTRTXTarget
 from diffusion_engines.errors import HardwareError
 
@@ -61,12 +63,13 @@ def build(graph: Graph, folder: Path, target: TensorRTRTXTarget) -> BuildResult:
     name = f"TensorRT-RTX {trt.__version__}"
     logger = recording_logger(trt)
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    builder, network = parse_graph(trt, name, graph.path, logger, flags)
-    config = builder_config(trt, builder, target)
-    add_profile(builder, config, graph.inputs)
-    layers, precisions = layers_of_network(network)
-    check_dtypes(graph, precisions)
-    write_plan(trt, name, builder, network, config, folder / ENGINE, logger, graph.path)
+    with buildable(graph, folder, target.build.weights) as filled:
+        builder, network = parse_graph(trt, name, filled.path, logger, flags)
+        config = builder_config(trt, builder, target)
+        add_profile(builder, config, graph.inputs)
+        layers, precisions = layers_of_network(network)
+        check_dtypes(graph, precisions)
+        write_plan(trt, name, builder, network, config, folder / ENGINE, logger, graph.path)
     return BuildResult(
         ENGINE, f"tensorrt_rtx {trt.__version__}", "\n".join(logger.lines), layers, precisions
     )
@@ -75,6 +78,7 @@ def build(graph: Graph, folder: Path, target: TensorRTRTXTarget) -> BuildResult:
 def builder_config(trt: Any, builder: Any, target: TensorRTRTXTarget) -> Any:
     """Return a config of a builder with the target's settings (conf/build/tensorrt_rtx.yaml)."""
     config = builder.create_builder_config()
+    set_weights(trt, config, target.build.weights)
     config.num_compute_capabilities = len(target.compute_capabilities)
     for index, name in enumerate(target.compute_capabilities):
         config.set_compute_capability(capability_of(trt, name), index)

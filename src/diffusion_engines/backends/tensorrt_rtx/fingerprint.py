@@ -15,9 +15,19 @@ def fingerprint_of(target: TensorRTRTXTarget) -> Mapping[str, object]:
     """Return what an engine depends on.
 
     Raises:
-        HardwareError: the library is missing, or does not know a compute capability.
+        HardwareError: the library is missing, or does not know a compute capability; or plans that
+            can be refitted are asked for where no GPU is.
     """
     trt = library()
+    # 1.4, 1.6 and 1.7 end with cudaError 35 (no driver) then, of any network with weights.
+    if target.build.weights != "embedded" and gpus.find_gpu() is None:
+        raise HardwareError(
+            "TensorRT-RTX builds plans that can be refitted only where an NVIDIA driver is",
+            expected="a GPU, of any compute capability",
+            found="no GPU that PyTorch sees",
+            fix="build them on a machine with one, or set targets.*.build.weights=embedded\n"
+            "(conf/target/)",
+        )
     for capability in target.compute_capabilities:
         capability_of(trt, capability)
     return {

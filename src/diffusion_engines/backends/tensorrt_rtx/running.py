@@ -53,8 +53,13 @@ def check_loadable(manifest: Engine) -> None:
 def load(folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = False) -> nn.Module:
     """Return the engine as a module on a GPU, in the order of PyTorch's current stream.
 
-    What the library compiles for this GPU is kept (``kernels.py``), and CUDA graphs are its own.
+    What the library compiles for this GPU is kept (``kernels.py``), and CUDA graphs are its own. A
+    stripped engine is given the weights of its bundle.
+
+    Raises:
+        BuildError: the runtime refused the plan, or the plan the weights.
     """
+    from diffusion_engines.backends.nvidia.refitting import refit_at_load
     from diffusion_engines.backends.nvidia.running import load_plan
     from diffusion_engines.backends.tensorrt_rtx.kernels import contexts_with_kernels, kernels_of
 
@@ -66,5 +71,6 @@ def load(folder: Path, manifest: Engine, device: str, *, cuda_graph: bool = Fals
         manifest.name,
         device,
         cuda_graph=cuda_graph,
+        prepare=refit_at_load(trt, folder, manifest),
         contexts=contexts_with_kernels(trt, kernels, cuda_graph=cuda_graph),
     )

@@ -10,7 +10,13 @@ from pydantic.dataclasses import dataclass
 
 from diffusion_engines.backends.base import STRICT
 from diffusion_engines.backends.gpus import lacking
-from diffusion_engines.backends.nvidia.settings import ComputeCapability, NonNegativeInt, Wrap
+from diffusion_engines.backends.nvidia.settings import (
+    ComputeCapability,
+    NonNegativeInt,
+    Weights,
+    Wrap,
+    stripped_problems,
+)
 
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
@@ -24,6 +30,7 @@ class TensorRTRTXBuild:
     tiling_optimization_level: Literal["none", "fast", "moderate", "full"]
     profiling_verbosity: Literal["layer_names_only", "detailed", "none"]
     tf32: bool
+    weights: Weights = "embedded"  # as of engines whose manifest lacks it
 
 
 @dataclass(config=STRICT)
@@ -39,7 +46,7 @@ class TensorRTRTXTarget:
 
 def check_target(target: TensorRTRTXTarget, precisions: Collection[str]) -> list[str]:
     """Return what no GPU can do; see ``base.Backend.check``."""
-    problems = []
+    problems = stripped_problems(target.build.weights, target.wrap, precisions)
     for found in target.compute_capabilities:
         problems += [
             f"compute_capabilities: {text} (conf/target/)" for text in lacking(found, precisions)

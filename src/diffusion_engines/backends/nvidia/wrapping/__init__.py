@@ -8,7 +8,10 @@ from pathlib import Path
 from diffusion_engines.backends.nvidia.wrapping.distribution import check_series, wrap_fingerprint
 from diffusion_engines.backends.nvidia.wrapping.exported_program import write_program
 from diffusion_engines.backends.nvidia.wrapping.torchscript import write_torchscript
+from diffusion_engines.backends.nvidia.wrapping.weights import add_weights
 from diffusion_engines.manifests import Engine
+
+__all__ = ["KEYS", "add_weights", "wrap_plan"]
 
 # What the target's setting `wrap` can name: what writes the file, and where the manifest has its
 # name.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from diffusion_engines.backends.base import BuildResult, Graph
 from diffusion_engines.backends.nvidia.building import ENGINE, check_dtypes
+from diffusion_engines.backends.nvidia.building.stand_in import buildable
 from diffusion_engines.backends.tensorrt.building.layers import (
     LAYERS,
     has_layers,
@@ -54,7 +55,7 @@ def build_with(
 
     Args:
         trtexec: as ``find_trtexec`` returns it; None: the Python API builds.
-        graph: to build.
+        graph: to build; for stripped weights, its structure is enough.
         folder: gets the engine and, where asked for, ``layers.json`` and ``timing.cache``.
         target: builder settings.
         timing_cache: of an earlier build with the same fingerprint, if there is one.
@@ -66,13 +67,14 @@ def build_with(
     if settings.timing_cache and timing_cache is not None and timing_cache.is_file():
         (folder / TIMING_CACHE).write_bytes(timing_cache.read_bytes())
     version = builder_version(trtexec)
-    if trtexec:
-        log = _build_with_trtexec(trtexec[0], version, graph, folder, settings)
-        builder = f"trtexec {format_version(version)}"
-    else:
-        trt = library()
-        log = build_with_python(trt, version, graph, folder, settings)
-        builder = f"tensorrt {trt.__version__} (Python builder)"
+    with buildable(graph, folder, settings.weights) as filled:
+        if trtexec:
+            log = _build_with_trtexec(trtexec[0], version, filled, folder, settings)
+            builder = f"trtexec {format_version(version)}"
+        else:
+            trt = library()
+            log = build_with_python(trt, version, filled, folder, settings)
+            builder = f"tensorrt {trt.__version__} (Python builder)"
     path = folder / ENGINE
     if not path.is_file() or path.stat().st_size == 0:
         raise BuildError(

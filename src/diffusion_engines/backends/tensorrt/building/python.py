@@ -12,6 +12,7 @@ from diffusion_engines.backends.nvidia.building import (
     last_messages,
     parse_graph,
     recording_logger,
+    set_weights,
     write_plan,
 )
 from diffusion_engines.backends.tensorrt.building.layers import LAYERS, has_layers
@@ -75,12 +76,7 @@ def apply_settings(trt: Any, config: Any, build: TensorRTBuild, timing_cache: Pa
         config.set_flag(flags.VERSION_COMPATIBLE)
     if build.exclude_lean_runtime:
         config.set_flag(flags.EXCLUDE_LEAN_RUNTIME)
-    if build.weights == "refittable":
-        config.set_flag(flags.REFIT)
-    elif build.weights == "stripped":
-        # What trtexec's --stripWeights sets: to be refitted with the same weights.
-        config.set_flag(flags.STRIP_PLAN)
-        config.set_flag(flags.REFIT_IDENTICAL)
+    set_weights(trt, config, build.weights)
     if not build.timing_cache:
         return None  # the builder has one for this build alone, as in trtexec
     cache = config.create_timing_cache(timing_cache.read_bytes() if timing_cache.is_file() else b"")

@@ -41,16 +41,23 @@ SINCE: dict[str, Version] = {
     "hardware_compatibility same_compute_capability": (10, 9, 0),
 }
 # Releases that have a value and give wrong results with it: the first of each, and the first after.
-# The release notes of 11.3 have it as a known issue that refitting can drop the bias of a GEMM.
+# The release notes of 11.3 have it as a known issue that REFIT can drop the bias of a GEMM, also of
+# a plan that is never refitted, and that no refit brings it back.
 BROKEN: dict[str, tuple[Version, Version]] = {
     "weights refittable": ((11, 3, 0), (11, 4, 0)),
+    "weights stripped": ((11, 3, 0), (11, 4, 0)),
 }
 _PRECISION_FLAGS = {
     "fp32": (),
     "fp16": ("--fp16",),
     "bf16": ("--bf16",),
 }
-_WEIGHTS_FLAGS = {"embedded": (), "refittable": ("--refit",), "stripped": ("--stripWeights",)}
+# As set_weights in nvidia/building.
+_WEIGHTS_FLAGS = {
+    "embedded": (),
+    "refittable": ("--refit",),
+    "stripped": ("--stripWeights", "--refit"),
+}
 _HARDWARE = {"same_compute_capability": "sameComputeCapability", "ampere_plus": "ampere+"}
 
 
@@ -122,12 +129,11 @@ def check_supported(build: TensorRTBuild, precision: str, version: Version) -> N
         key, value = what.split()
         if getattr(build, key) == value and first <= version < fixed:
             raise BuildError(
-                f"engines of TensorRT {format_version(version)} with {key}={value} can lose a bias "
-                "when they are refitted",
+                f"engines of TensorRT {format_version(version)} with {key}={value} can lose a bias",
                 expected=f"a TensorRT before {format_version(first)}, or {format_version(fixed)} "
                 "or later",
                 found=format_version(version),
-                fix="install another TensorRT, or set targets.*.build.weights=embedded or stripped",
+                fix="install another TensorRT, or set targets.*.build.weights=embedded",
             )
 
 

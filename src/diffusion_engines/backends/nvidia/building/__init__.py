@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from diffusion_engines.backends.base import Graph
+from diffusion_engines.backends.nvidia.settings import Weights
 from diffusion_engines.errors import BuildError
 from diffusion_engines.families.base import TensorSpec
 from diffusion_engines.precisions import PRECISIONS
@@ -118,6 +119,15 @@ def _write_memory(trt: Any, builder: Any, network: Any, config: Any, path: Path)
         return False
     path.write_bytes(plan)
     return True
+
+
+def set_weights(trt: Any, config: Any, weights: Weights) -> None:
+    """Let a builder config keep weights out of the plan, or make it fit others."""
+    if weights != "embedded":
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if weights == "stripped":
+        # With REFIT: alone it means REFIT_IDENTICAL, a plan for the weights of its build alone.
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
 
 
 def add_profile(builder: Any, config: Any, inputs: Sequence[TensorSpec]) -> None:
