@@ -166,8 +166,8 @@ def test_what_is_measured_is_a_target(command: list[str]) -> None:
 
 @pytest.mark.parametrize("command", commands_of("make", "sweep"), ids=joined)
 def test_what_is_swept_is_a_file(command: list[str]) -> None:
-    (name,) = [word.removeprefix("SWEEP=") for word in command if word.startswith("SWEEP=")]
-    assert (ROOT / "conf" / "sweep" / f"{name}.yaml").is_file()
+    for name in [word.removeprefix("SWEEP=") for word in command if word.startswith("SWEEP=")]:
+        assert (ROOT / "conf" / "sweep" / f"{name}.yaml").is_file()
 
 
 def overrides(command: list[str]) -> list[list[str]]:
