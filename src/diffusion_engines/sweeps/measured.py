@@ -158,12 +158,13 @@ def result_of(
         seconds: that it took.
     """
     left = {failure.stage for failure in failures} | set(after)
-    numbers = numbers_of(root, target, left - _measured_anyway(failures))
+    # Where no stage says that it failed, nobody knows whose results lie there.
+    numbers = None if ended else numbers_of(root, target, left - _measured_anyway(failures))
     gates = bool(failures) and all(failure.kind == _GATE for failure in failures)
     state: State = "failed"
     if not failures and not ended:
         state = "done"
-    elif gates and not ended and numbers is not None:
+    elif gates and numbers is not None:
         state = "outside"
     return PointResult(
         *point,

@@ -17,7 +17,7 @@ import yaml
 
 from diffusion_engines.compose import compose_params, composed_params
 from diffusion_engines.config import DERIVED
-from diffusion_engines.errors import ConfigError
+from diffusion_engines.errors import ConfigError, first_line
 from diffusion_engines.params import Difference, differences
 from diffusion_engines.runs import composition
 from diffusion_engines.sweeps.fronts import Rule
@@ -82,7 +82,7 @@ def pick_rule(root: Path, rule: str, sweep: str | None) -> Picked:
     overrides = next(overrides for point, overrides, _ in record.points if point == name)
     kind: Rule = points.rules[rule]
     why = f"{rule} of the sweep {record.name} ({kind.rule} {kind.of})"
-    return _write(root, name, why, overrides)
+    return _write_point(root, name, why, overrides)
 
 
 def pick_revision(root: Path, revision: str) -> Picked:
@@ -98,10 +98,11 @@ def pick_revision(root: Path, revision: str) -> Picked:
     for _, record in reversed(read_sweeps(root)):
         for name, overrides, _ in record.points:
             if name == revision:
-                return _write(root, name, f"a point of the sweep {record.name}", overrides)
+                return _write_point(root, name, f"a point of the sweep {record.name}", overrides)
     wanted = yaml.safe_load(_params_of(root, revision))
     current = yaml.safe_load(composed_params([], root))
-    return _write(root, revision, "as it was named", _overrides(current, wanted), wanted)
+    values = [(change.key, change.after) for change in _changes(current, wanted)]
+    return _write(root, revision, "as it was named", values, wanted)
 
 
 def _sweep(root: Path, name: str | None) -> tuple[Path, SweepRecord]:
@@ -138,14 +139,6 @@ def _git(root: Path, *arguments: str) -> str:
     return "" if done.returncode else done.stdout
 
 
-def _overrides(current: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what makes one composition another, where no key is gone."""
-    return tuple(
-        f"{change.key}={yaml.safe_dump(change.after, default_flow_style=True).splitlines()[0]}"
-        for change in _changes(current, wanted)
-    )
-
-
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
     """Return how parameters differ that a person writes."""
     left_out = {*DERIVED, _DIGEST}
@@ -159,23 +152,24 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Differ
     ]
 
 
+def _write_point(root: Path, name: str, why: str, overrides: Sequence[str]) -> Picked:
+    wanted = yaml.safe_load(composed_params(list(overrides), root))
+    return _write(root, name, why, list(_assignments(overrides, wanted)), wanted)
+
+
 def _write(
     root: Path,
     name: str,
     why: str,
-    overrides: Sequence[str],
-    wanted: Mapping[str, Any] | None = None,
+    assignments: Sequence[tuple[str, Any]],
+    wanted: Mapping[str, Any],
 ) -> Picked:
     before = yaml.safe_load(composed_params([], root))
-    if wanted is None:
-        wanted = yaml.safe_load(composed_params(list(overrides), root))
     edits = _Edits(root)
     with composition(root):
         try:
             # Choices first: values are written into what is chosen.
-            for key, value in sorted(
-                _assignments(overrides, wanted), key=lambda one: "." in one[0]
-            ):
+            for key, value in sorted(assignments, key=lambda one: not _is_choice(one[0])):
                 edits.set(key, value)
             edits.write()
             left = _changes(yaml.safe_load(composed_params([], root)), wanted)
@@ -187,6 +181,10 @@ def _write(
             raise
     changes = tuple(_changes(before, wanted))
     return Picked(name, why, changes, tuple(path.relative_to(root) for path in edits.changed))
+
+
+def _is_choice(key: str) -> bool:
+    return "@" in key or "." not in key
 
 
 def _incomplete(name: str, left: Sequence[Difference]) -> ConfigError:
@@ -266,7 +264,14 @@ class _Edits:
         return self.now[path]
 
     def _set(self, path: Path, keys: Sequence[str], value: Any) -> None:
-        self.now[path] = with_value(self._text(path), keys, value)
+        try:
+            self.now[path] = with_value(self._text(path), keys, value)
+        except (KeyError, FileNotFoundError) as error:
+            raise ConfigError(
+                f"{'.'.join(keys)} has no place in {path.relative_to(self.root)}",
+                found=first_line(error),
+                fix="write the value by hand where it belongs",
+            ) from error
 
     def _set_in_fleet(self, keys: list[str], value: Any) -> None:
         path = self._fleet()

@@ -194,6 +194,7 @@ def _run_all(
 
 def _started(point: Point, clone: Path, log: Path, turns: Path | None) -> _Run:
     log.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(clone / FAILURES_FOLDER, ignore_errors=True)  # of the point before
     env = {**variables(clone), **({TURNS: str(turns)} if turns else {})}
     with log.open("wb") as output:
         process = _spawn(point, clone, env, output)

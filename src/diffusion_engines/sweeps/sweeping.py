@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffusion_engines.errors import ConfigError
 from diffusion_engines.sweeps.fronts import Points, read_rules
 from diffusion_engines.sweeps.measured import (
     SWEEPS,
@@ -20,6 +22,9 @@ from diffusion_engines.sweeps.points import compose_sweep
 from diffusion_engines.sweeps.running import Stopped, run_sweep
 from diffusion_engines.sweeps.telling import Teller, table_of
 from diffusion_engines.wording import console
+
+# A part of the names of experiments, which are git's refs.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 def sweep(
@@ -46,10 +51,18 @@ def sweep(
         SystemExit: a signal ended it; the same command goes on.
     """
     out = console()
+    if not _NAME.fullmatch(name or file):
+        raise ConfigError(
+            f"a sweep cannot be called {name or file!r}",
+            expected="letters, digits, _ and -, as in the name of an experiment",
+            found=name or file,
+            fix="`--name NAME` gives it another one",
+        )
     composed = compose_sweep(root, name or file, given, file=file, target=target)
     folder = root / SWEEPS / composed.name
     points = tuple((point.name, point.overrides, point.key) for point in composed.points)
     options = ["--name", name] if name else []
+    options += ["--target", target] if target else []
     command = ["diffusion-engines", "sweep", file, *given, *options]
     record = SweepRecord(composed.name, composed.target, points, shlex.join(command))
     write_sweep(record, folder)

@@ -12,6 +12,7 @@ import yaml
 
 from diffusion_engines.compose import composed_params
 from diffusion_engines.errors import ConfigError
+from diffusion_engines.sweeps import picking
 from diffusion_engines.sweeps.measured import SWEEPS, SweepRecord, write_point, write_sweep
 from diffusion_engines.sweeps.picking import pick_revision, pick_rule
 from diffusion_engines.sweeps.points import compose_sweep
@@ -147,3 +148,16 @@ def test_a_pick_is_what_the_sweep_composed(root: Path) -> None:
     write_sweep(SweepRecord("opset", "cpu", points, "…"), root / SWEEPS / "opset")
     assert pick_revision(root, "opset-21").changes[0].after == 21
     assert composed(root)["export"]["opset"] == 21
+
+
+def test_a_prompt_of_a_revision_is_written_as_it_is(root: Path) -> None:
+    """No grammar of overrides in between, where commas and quotes mean something."""
+    prompt = "a bowl: red, 'green' and {blue}"
+    wanted = yaml.safe_load((root / "params.yaml").read_text())
+    wanted["benchmark"]["prompt"] = prompt
+    values = [("benchmark.prompt", prompt)]
+    picked = picking._write(root, "mine", "as it was named", values, wanted)
+    assert picked.files == (Path("conf/benchmark/default.yaml"),)
+    assert composed(root)["benchmark"]["prompt"] == prompt
+    with pytest.raises(ConfigError, match=r"steps\.x has no place in conf/benchmark"):
+        picking._write(root, "mine", "", [("benchmark.steps.x", 1)], wanted)
