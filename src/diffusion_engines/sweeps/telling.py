@@ -39,6 +39,7 @@ class Teller:
             TimeElapsedColumn(),
             console=self.console,
             transient=True,
+            auto_refresh=False,  # by a thread, beside which no process may be forked
             disable=not self.console.is_terminal,
         )
 
@@ -71,7 +72,11 @@ class Teller:
         if not self.progress.task_ids:
             self.progress.add_task(text, total=self.total)
         self.progress.update(
-            self.progress.task_ids[0], description=text, completed=self.finished, total=self.total
+            self.progress.task_ids[0],
+            description=text,
+            completed=self.finished,
+            total=self.total,
+            refresh=True,
         )
 
     def ended(self, result: PointResult) -> None:

@@ -217,8 +217,8 @@ def check_space(space: Space, cache: Path, workspaces: Path, what: str) -> None:
                 f" and {_gb(space.workspaces)} of working copies",
                 found=f"{_gb(free)} free",
                 fix="fewer workers (`--jobs 1`) or fewer points; make room (`dvc gc --workspace\n"
-                "--all-experiments` drops what no branch's tip and no experiment has); or move the"
-                "\ncache to another disk: `dvc cache dir --local PATH`",
+                "--all-experiments` drops what neither this workspace nor an experiment has);\n"
+                "or move the cache to another disk: `dvc cache dir --local PATH`",
             )
 
 
