@@ -82,6 +82,14 @@ verify: env ## hash DVC's cache again, and mend what is damaged; ARGS="--all --r
 audit: env ## known vulnerabilities of the pinned dependencies, where pip-audit's service answers
 	@python tools/audit.py
 
+.PHONY: sweep
+sweep: env ## a sweep of conf/sweep/, to its end; SWEEP=precision JOBS=2 ARGS="model=sd14-synthetic"
+	@diffusion-engines sweep $(SWEEP) $(ARGS) --jobs $(or $(JOBS),1)
+
+.PHONY: pick
+pick: env ## write the point of the last sweep that a rule picks into conf/; ARGS=pick=knee
+	@diffusion-engines pick $(ARGS)
+
 .PHONY: experiments
 experiments: env ## the table of experiments: their metrics, and the parameters that differ
 	@diffusion-engines experiments

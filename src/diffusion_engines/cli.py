@@ -48,6 +48,23 @@ def _parser() -> argparse.ArgumentParser:
     measure = add("measure", _measure, "time targets on this machine, whose record replaces theirs")
     measure.add_argument("targets", nargs="+", metavar="TARGET", help="of the section `measure`")
     add("experiments", _experiments, "DVC's experiments: what differs, and the metrics")
+    sweep = add("sweep", _sweep, "run the points of a sweep to the end, and say which to keep")
+    sweep.add_argument("sweep", metavar="SWEEP", help="a file of conf/sweep/, such as precision")
+    sweep.add_argument(
+        "overrides", nargs="*", help="Hydra's, in place of the file's; `key=1,2` sweeps"
+    )
+    sweep.add_argument("--jobs", type=_positive, default=1, help="points at a time; 1")
+    sweep.add_argument("--target", help="whose measurements are compared; the measured one")
+    sweep.add_argument("--name", help="of its folder and experiments; that of the file")
+    pick = add("pick", _pick, "write a point of a sweep, or an experiment, into conf/")
+    pick.add_argument(
+        "point",
+        nargs="?",
+        default="pick=fastest",
+        metavar="REVISION|pick=RULE",
+        help="an experiment, a revision, or a rule of conf/pick/; pick=fastest",
+    )
+    pick.add_argument("--sweep", help="of which a rule picks; the one that was run last")
     check = add("check-bundle", _check_bundle, "say whether bundles can be loaded on this machine")
     check.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a bundle")
     publish = add("publish", _publish, "put the proven engines of the fleet into a release")
@@ -113,6 +130,46 @@ def _experiments(options: argparse.Namespace) -> None:
     from diffusion_engines.experiments import print_experiments
 
     print_experiments(Path.cwd())
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
+    return number
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from diffusion_engines.sweeps.sweeping import sweep
+
+    well = sweep(
+        Path.cwd(),
+        options.sweep,
+        options.overrides,
+        jobs=options.jobs,
+        target=options.target,
+        name=options.name,
+    )
+    if not well:
+        sys.exit("not every point is built and within the gates: the table says why")
+
+
+def _pick(options: argparse.Namespace) -> None:
+    from diffusion_engines.sweeps.picking import pick_revision, pick_rule
+    from diffusion_engines.yaml_files import PARAMS
+
+    group, _, rule = options.point.partition("=")
+    if group == "pick" and rule:
+        picked = pick_rule(Path.cwd(), rule, options.sweep)
+    else:
+        picked = pick_revision(Path.cwd(), options.point)
+    print(f"{picked.name}: {picked.why}")
+    for change in picked.changes:
+        print(f"  {change}")
+    if picked.files:
+        print(f"written: {', '.join(map(str, picked.files))}, {PARAMS}; `git diff` shows it")
+    else:
+        print("conf/ says so already")
 
 
 def _check_bundle(options: argparse.Namespace) -> None:

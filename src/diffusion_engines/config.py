@@ -381,6 +381,9 @@ SECTIONS: dict[str, Any] = {
 # What follows from the others (tables.py), and is wrong only where they are or somebody edited it.
 DERIVED = ("graphs", "exports", "quantized", "programs", "engines", "measured", "timing")
 
+# Folders of conf/ that no composition reads.
+NOT_COMPOSED = ("sweep", "pick")
+
 # Where the keys of a section are written; those of a fleet and its targets carry names.
 _SECTION_FOLDERS = {
     "image": "model",
@@ -485,9 +488,14 @@ def _conf_file(section: str, path: list[Any] | None = None) -> str:
 
 
 def conf_digest(conf: Path) -> str:
-    """Return a short digest of every YAML file below ``conf``, names and contents."""
+    """Return a short digest of every YAML file that is composed, names and contents.
+
+    Sweeps and rules to pick by (:data:`NOT_COMPOSED`) are not: none of them is in params.yaml.
+    """
     digest = hashlib.sha256()
     for path in sorted(conf.rglob("*.yaml")):
-        digest.update(path.relative_to(conf).as_posix().encode() + b"\0")
-        digest.update(path.read_bytes() + b"\0")
+        name = path.relative_to(conf)
+        if name.parts[0] not in NOT_COMPOSED:
+            digest.update(name.as_posix().encode() + b"\0")
+            digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

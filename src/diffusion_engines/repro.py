@@ -31,7 +31,7 @@ from diffusion_engines.why import WHY, write_why
 from diffusion_engines.wording import console, some
 from diffusion_engines.yaml_files import PARAMS, read_mapping
 
-_FAILURES = Path(".dvc/tmp/failures")
+FAILURES_FOLDER = Path(".dvc/tmp/failures")
 _WHY = Path(".dvc/tmp/why.json")
 # Whose results belong to a machine, and the check that comes before.
 _MEASURING = ("validate", "benchmark", "generate")
@@ -118,7 +118,7 @@ def _run_dvc(
     Raises:
         _Stopped: a person, or the system, wants this process to end; dvc has ended.
     """
-    folder = root / _FAILURES
+    folder = root / FAILURES_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     # Its own group, so that a signal from a terminal reaches dvc and its stage once, from here.

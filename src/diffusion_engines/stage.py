@@ -37,6 +37,7 @@ from diffusion_engines.params import config_from_mapping, differences, selector,
 from diffusion_engines.processes import death_with_parent
 from diffusion_engines.progress import LOG
 from diffusion_engines.runs import started_by_dvc
+from diffusion_engines.turns import TURNS, runs_alone, turn
 from diffusion_engines.why import WHY, Run, reasons_of, run_file, write_run
 from diffusion_engines.yaml_files import PARAMS, read_mapping
 
@@ -127,11 +128,15 @@ def _run(
                 refuse_links(Path())
             reasons = _reasons(dvc_stage)
             cfg, key = config_from_mapping(config_class, config)
-            main(cfg)
+            folder = os.environ.get(TURNS)
+            alone = folder is not None and runs_alone(name, config)
+            with turn(Path(folder) if folder else None, alone=alone) as waited:
+                main(cfg)
             if LOG.steps:
                 write_json(Workspace().log(name, key or None) / "resources.json", LOG.steps)
                 if dvc_stage:
-                    write_run(run_file(dvc_stage, Path()), Run(_seconds_since_start(), reasons))
+                    seconds = round(_seconds_since_start() - waited, 1)
+                    write_run(run_file(dvc_stage, Path()), Run(seconds, reasons))
             if recorded is not None:
                 _check_unchanged(config_class, recorded, config)
             sys.stdout.flush()
@@ -166,7 +171,7 @@ def _seconds_since_start() -> float:
     """Return for how long this process has been there: imports take as long as a small build."""
     import psutil
 
-    return round(time.time() - psutil.Process().create_time(), 1)
+    return time.time() - psutil.Process().create_time()
 
 
 def _target_in(config: dict[str, Any]) -> str | None:

@@ -13,14 +13,14 @@ import yaml
 
 from diffusion_engines.checks import check_params
 from diffusion_engines.compose import compose_params
-from diffusion_engines.config import conf_digest, params_from_config
+from diffusion_engines.config import NOT_COMPOSED, conf_digest, params_from_config
 from diffusion_engines.errors import ConfigError
 from diffusion_engines.tables import check_same
 from tests.composition import ROOT, composed
 
 CONF_FILES = sorted((ROOT / "conf").rglob("*.yaml"))
 NOT_ALONE = ("target", "build")  # these need a package, see below
-OPTIONS = [f for f in CONF_FILES if f.parent.name not in ("conf", *NOT_ALONE)]
+OPTIONS = [f for f in CONF_FILES if f.parent.name not in ("conf", *NOT_ALONE, *NOT_COMPOSED)]
 
 
 @pytest.fixture(scope="module")
@@ -234,4 +234,9 @@ def test_the_digest_sees_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("x: 2\n")
     second = conf_digest(tmp_path)
     (tmp_path / "a.yaml").rename(tmp_path / "b.yaml")
-    assert len({first, second, conf_digest(tmp_path)}) == 3
+    third = conf_digest(tmp_path)
+    assert len({first, second, third}) == 3
+    for folder in NOT_COMPOSED:  # of which nothing is in params.yaml
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.yaml").write_text("x: 1\n")
+    assert conf_digest(tmp_path) == third

@@ -130,7 +130,14 @@ def test_readme_links_every_page_of_docs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "page"), [("fleet", "fleet"), ("model", "models"), ("stage", "stages")]
+    ("kind", "page"),
+    [
+        ("fleet", "fleet"),
+        ("model", "models"),
+        ("stage", "stages"),
+        ("sweep", "sweeps"),
+        ("pick", "sweeps"),
+    ],
 )
 def test_tables_list_every_option(kind: str, page: str) -> None:
     if kind == "stage":
@@ -155,6 +162,12 @@ def test_make_has_the_target(command: list[str]) -> None:
 def test_what_is_measured_is_a_target(command: list[str]) -> None:
     (target,) = [word.removeprefix("TARGET=") for word in command if word.startswith("TARGET=")]
     assert (ROOT / "conf" / "target" / f"{target}.yaml").is_file()
+
+
+@pytest.mark.parametrize("command", commands_of("make", "sweep"), ids=joined)
+def test_what_is_swept_is_a_file(command: list[str]) -> None:
+    for name in [word.removeprefix("SWEEP=") for word in command if word.startswith("SWEEP=")]:
+        assert (ROOT / "conf" / "sweep" / f"{name}.yaml").is_file()
 
 
 def overrides(command: list[str]) -> list[list[str]]:

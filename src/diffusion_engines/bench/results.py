@@ -79,8 +79,9 @@ def write_benchmark(result: Benchmark, folder: Path, metrics: Path, plot: Path) 
 
 
 def _rows(result: Benchmark) -> list[dict[str, Any]]:
+    # `timed` is one bar of DVC's plot: those of one phase would be drawn on top of each other.
     return [
-        {"runner": runner, "phase": phase, **values}
+        {"timed": f"{phase}, {runner}", "runner": runner, "phase": phase, **values}
         for runner in result.runners
         for phase, values in result.latency[runner].items()
     ]

@@ -138,8 +138,8 @@ def _throughput(run: Benchmark) -> float:
 
 
 def _of_timings(one: Benchmark, other: Benchmark, phase: str) -> Verdict:
-    own = _direction(one.samples[ENGINES][phase], other.samples[ENGINES][phase])
-    relative = _direction(_ratios(one, phase), _ratios(other, phase))
+    own = direction(one.samples[ENGINES][phase], other.samples[ENGINES][phase])
+    relative = direction(_ratios(one, phase), _ratios(other, phase))
     if own is None or relative is None:
         return "unknown"
     if own != relative or own == 0:
@@ -153,7 +153,7 @@ def _ratios(run: Benchmark, phase: str) -> list[float]:
     return [engine / baseline for engine, baseline in pairs if baseline]
 
 
-def _direction(before: Sequence[float], after: Sequence[float]) -> int | None:
+def direction(before: Sequence[float], after: Sequence[float]) -> int | None:
     """Return -1 where a sample is smaller, 1 where it is larger, 0 for noise; None: too few."""
     from scipy.stats import mannwhitneyu
 

@@ -102,7 +102,9 @@ def test_engines_and_pytorch_are_timed_alternately_and_written_down(
     assert found["peak_mb"] == 3
     assert found["speedup"] == pytest.approx(total["pytorch"] / total["engines"], abs=1e-3)
     with plot.open() as file:
-        rows = [(row["runner"], row["phase"]) for row in csv.DictReader(file)]
+        read = list(csv.DictReader(file))
+    rows = [(row["runner"], row["phase"]) for row in read]
+    assert len({row["timed"] for row in read}) == len(rows)  # a bar each in DVC's plot
     assert rows == [(r, p) for r in result.runners for p in (*PHASES, "denoiser_call")]
 
 
