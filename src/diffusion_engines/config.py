@@ -209,6 +209,8 @@ class Choice:
     precision: PrecisionName
     only: list[str] | None  # components or roles; null: every component of the model
     components: dict[str, PrecisionName | None]  # exceptions, by component or role
+    # a target of the fleet for the same hardware, in whose place the faster engines are loaded
+    alternative_to: str | None
 
 
 @dataclass(config=STRICT)
@@ -253,9 +255,23 @@ class Engine:
 
 @dataclass(config=STRICT)
 class Measured:
-    """A target that is validated and timed; derived from `measure` (tables.py)."""
+    """A target that is validated and timed; derived from `measure` (tables.py).
+
+    The rest is of an alternative, which is timed in one run with what it is an alternative to: the
+    components of that one, and for dvc.yaml a path, of its bundles.
+    """
 
     components: dict[str, PrecisionName]  # those that have an engine
+    alternative_to: str | None
+    beside: dict[str, PrecisionName]
+    beside_folder: str
+
+
+@dataclass(config=STRICT)
+class Alternatives:
+    """Measured targets for the hardware of another one; derived from the fleet (tables.py)."""
+
+    targets: list[str]
 
 
 @dataclass(config=STRICT)
@@ -375,11 +391,21 @@ SECTIONS: dict[str, Any] = {
     "programs": dict[str, Program],
     "engines": dict[str, Engine],
     "measured": dict[str, Measured],
+    "alternatives": dict[str, Alternatives],
     "timing": dict[str, Timing],
 }
 
 # What follows from the others (tables.py), and is wrong only where they are or somebody edited it.
-DERIVED = ("graphs", "exports", "quantized", "programs", "engines", "measured", "timing")
+DERIVED = (
+    "graphs",
+    "exports",
+    "quantized",
+    "programs",
+    "engines",
+    "measured",
+    "alternatives",
+    "timing",
+)
 
 # Where the keys of a section are written; those of a fleet and its targets carry names.
 _SECTION_FOLDERS = {

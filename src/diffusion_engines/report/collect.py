@@ -28,6 +28,7 @@ from diffusion_engines.parity.results import (
     read_quantization,
     read_validation,
 )
+from diffusion_engines.release.chosen import Chosen, read_chosen
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class Report:
     measure: tuple[str, ...]
     validations: Mapping[str, Validation]
     benchmarks: Mapping[str, Benchmark]
+    chosen: tuple[Chosen, ...]
     generated: Mapping[str, Generated]
     operators: Mapping[str, Simplification]
     graph_checks: Mapping[str, GraphCheck]
@@ -163,6 +165,7 @@ def collect(
     graphs: Mapping[str, config.Graph],
     engines: Mapping[str, config.Engine],
     measured: Sequence[str],
+    alternatives: Sequence[str] = (),
 ) -> Report:
     """Read a workspace's artifacts/ in the order of the config.
 
@@ -188,6 +191,7 @@ def collect(
             for target in measured
             if (folder := workspace.benchmark(target)).is_dir()
         },
+        chosen=tuple(read_chosen(workspace.alternatives(target)) for target in alternatives),
         generated={
             target: _generated(folder)
             for target in measured

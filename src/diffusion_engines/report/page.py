@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from diffusion_engines import config
-from diffusion_engines.bench.results import Benchmark
+from diffusion_engines.bench.results import PHASES, Benchmark
 from diffusion_engines.config import ENGINES
 from diffusion_engines.families import role_of
 from diffusion_engines.files import write_json
@@ -47,13 +47,14 @@ def write_report(
     graphs: Mapping[str, config.Graph],
     engines: Mapping[str, config.Engine],
     measured: Sequence[str],
+    alternatives: Sequence[str] = (),
 ) -> None:
     """Write ``index.html``, the figures, ``trajectory.gif`` and ``fleet.json`` into ``folder``.
 
     Raises:
         IntegrityError: something that the fleet must have is missing from artifacts/.
     """
-    report = collect(workspace, model, image, graphs, engines, measured)
+    report = collect(workspace, model, image, graphs, engines, measured, alternatives)
     figures: dict[str, Path] = {"trajectory": folder / "trajectory.gif"}
     write_trajectory(figures["trajectory"], report.reference.frames, report.reference.frame_steps)
     for target, benchmark in report.benchmarks.items():
@@ -195,16 +196,12 @@ def _speed_text(report: Report, engine: Engine) -> str:
     if engine.target not in report.benchmarks:
         return "not run here"
     role = role_of(engine.component)
-    if role not in _PHASES:
+    if role not in PHASES:
         return "not timed alone"
-    benchmark, phase = report.benchmarks[engine.target], _PHASES[role]
+    benchmark, phase = report.benchmarks[engine.target], PHASES[role]
     ours = benchmark.median(ENGINES, phase)
     theirs = benchmark.median(benchmark.baseline, phase)
     # One phase has all encoders.
     encoders = {e.component for e in report.engines if role_of(e.component) == "encoder"}
     of = ", all encoders" if role == "encoder" and len(encoders) > 1 else ""
     return f"{text.number(ours)} ms, {text.ratio(theirs, ours)} PyTorch{of}"
-
-
-# What of the latency breakdown a component is, by its role.
-_PHASES = {"encoder": "encoding", "denoiser": "denoiser_call", "decoder": "decoding"}
