@@ -24,6 +24,7 @@ class Config:
     engines: dict[str, config.Engine] = param("engines")
     measured: dict[str, config.Measured] = param("measured")
     alternatives: dict[str, config.Alternatives] = param("alternatives")
+    prices: dict[str, config.Price] = param("prices")
 
 
 @stage
@@ -40,6 +41,7 @@ def main(cfg: Config) -> None:
             cfg.engines,
             list(cfg.measured),
             list(cfg.alternatives),
+            cfg.prices,
         )
 
 

@@ -371,6 +371,16 @@ class Generate:
     folder: str | None  # null: artifacts/images/<target>, where DVC expects them
 
 
+@dataclass(config=STRICT)
+class Price:
+    """What hardware costs (conf/prices/): of one GPU, or of a machine without one."""
+
+    per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")]  # ISO 4217
+    source: Annotated[str, Field(min_length=1)]  # where the price stands
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]  # when it stood there
+
+
 SECTIONS: dict[str, Any] = {
     "conf_digest": str,
     "model": Model,
@@ -382,6 +392,7 @@ SECTIONS: dict[str, Any] = {
     "validate": Validate,
     "benchmark": Benchmark,
     "generate": Generate,
+    "prices": dict[str, Price],
     "targets": dict[str, Target],
     "fleet": dict[str, Choice],
     "measure": list[str],

@@ -31,6 +31,7 @@ from diffusion_engines.report.images import (
     still,
     write_trajectory,
 )
+from diffusion_engines.report.prices import thousand_pictures
 
 # Generated images of each target that the page holds, so that it stays small.
 _SHOWN = 3
@@ -48,13 +49,14 @@ def write_report(
     engines: Mapping[str, config.Engine],
     measured: Sequence[str],
     alternatives: Sequence[str] = (),
+    prices: Mapping[str, config.Price] | None = None,
 ) -> None:
     """Write ``index.html``, the figures, ``trajectory.gif`` and ``fleet.json`` into ``folder``.
 
     Raises:
         IntegrityError: something that the fleet must have is missing from artifacts/.
     """
-    report = collect(workspace, model, image, graphs, engines, measured, alternatives)
+    report = collect(workspace, model, image, graphs, engines, measured, alternatives, prices)
     figures: dict[str, Path] = {"trajectory": folder / "trajectory.gif"}
     write_trajectory(figures["trajectory"], report.reference.frames, report.reference.frame_steps)
     for target, benchmark in report.benchmarks.items():
@@ -171,7 +173,9 @@ def parity_text(report: Report, engine: Engine) -> str:
     return "not compared"
 
 
-def run_rows(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
+def run_rows(
+    benchmark: Benchmark, price: config.Price | None = None
+) -> list[tuple[str, list[str]]]:
     """Return what is said once of a whole run: a name, and a value for each runner."""
 
     def speedups(phase: str) -> list[str]:
@@ -189,6 +193,12 @@ def run_rows(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
     if any(m.gpu for m in memory):
         rows.append(("peak GPU memory", [text.size(m.gpu) for m in memory]))
         rows.append(("of it PyTorch’s", [text.size(m.gpu_pytorch) for m in memory]))
+    if price is not None:
+        costs = (
+            thousand_pictures(price, benchmark.images_per_second[runner])
+            for runner in benchmark.runners
+        )
+        rows.append((f"a thousand pictures, {price.currency}", [text.number(c) for c in costs]))
     return rows
 
 
