@@ -2,7 +2,8 @@
 
 Select it with `+target=cpu`.
 
-Reads   artifacts/bundles/<target>/, artifacts/weights/, artifacts/machines/<target>.json
+Reads   artifacts/bundles/<target>/, artifacts/weights/, artifacts/machines/<target>.json; of an
+        alternative, also the bundles of the target that it is one to
 Writes  artifacts/benchmark/<target>/benchmark.json
         artifacts/metrics/benchmark/<target>.json, artifacts/plots/benchmark/<target>.csv
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from diffusion_engines import config
 from diffusion_engines.backends.targets import Target, device_of
-from diffusion_engines.bench.compare import benchmark_target
+from diffusion_engines.bench.compare import TimedEngines, benchmark_target
 from diffusion_engines.bench.results import write_benchmark
 from diffusion_engines.files import new_folder
 from diffusion_engines.layout import Workspace
@@ -33,6 +34,7 @@ class Config:
 @stage
 def main(cfg: Config) -> None:
     workspace = Workspace()
+    other = cfg.item.alternative_to
     filed = "DVC_STAGE" in os.environ
     machine = machine_of_result(cfg.target, workspace.machine(cfg.target), filed=filed)
     result = benchmark_target(
@@ -43,6 +45,7 @@ def main(cfg: Config) -> None:
         workspace,
         machine,
         device=device_of(cfg.settings),
+        beside=TimedEngines(other, cfg.item.beside) if other else None,
     )
     with new_folder(workspace.benchmark(cfg.target)) as folder:
         write_benchmark(

@@ -1,7 +1,7 @@
 """Make the page, the tables and the figures that a person looks at.
 
 Reads   artifacts/: operators, quantization, engines, logs, reference, validation, benchmark,
-        images
+        images, alternatives
 Writes  artifacts/report/: index.html (self-contained), breakdown-<target>.png,
         parity-<target>.png, latents-<target>.png, quantization.png, trajectory.gif, fleet.json
 """
@@ -23,6 +23,8 @@ class Config:
     graphs: dict[str, config.Graph] = param("graphs")
     engines: dict[str, config.Engine] = param("engines")
     measured: dict[str, config.Measured] = param("measured")
+    alternatives: dict[str, config.Alternatives] = param("alternatives")
+    prices: dict[str, config.Price] = param("prices")
 
 
 @stage
@@ -38,6 +40,8 @@ def main(cfg: Config) -> None:
             cfg.graphs,
             cfg.engines,
             list(cfg.measured),
+            list(cfg.alternatives),
+            cfg.prices,
         )
 
 

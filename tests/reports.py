@@ -11,7 +11,7 @@ from PIL import Image
 from diffusion_engines import config, manifests
 from diffusion_engines.bench.breakdown import samples_of, summarize
 from diffusion_engines.bench.memory import PeakMemory
-from diffusion_engines.bench.results import Benchmark, write_benchmark
+from diffusion_engines.bench.results import OTHER_ENGINES, Benchmark, write_benchmark
 from diffusion_engines.config import ENGINES
 from diffusion_engines.families.base import Dim, TensorSpec
 from diffusion_engines.files import write_json
@@ -203,14 +203,20 @@ def write_latencies(
     components: dict[str, str],
     gpus: list[str],
     baselines: dict[str, config.Baseline],
+    *,
+    beside: str | None = None,
+    seconds: float = 0.024,
 ) -> None:
-    """Engines that need 24 ms, half of it in one UNet call, and baselines that need 60 ms."""
+    """Engines that need 24 ms, half of it in one UNet call, and baselines that need 60 ms.
+
+    ``beside``: a target that they are an alternative to, which needs 24 ms, too.
+    """
 
     def runs(name: str, count: int) -> list[Durations]:
-        total = 0.024 if name == ENGINES else 0.060
+        total = {ENGINES: seconds, OTHER_ENGINES: 0.024}.get(name, 0.060)
         return [Durations(0.1 * total, 0.8 * total, [0.5 * total], 0.1 * total)] * count
 
-    runners = (*baselines, ENGINES)
+    runners = (*baselines, *([OTHER_ENGINES] if beside else []), ENGINES)
     settings = config.Benchmark(
         prompt="lemons",
         scheduler="lms",
@@ -225,7 +231,8 @@ def write_latencies(
         target=target,
         runners=runners,
         labels={name: baseline.label for name, baseline in baselines.items()}
-        | {ENGINES: f"engines, {target}"},
+        | {ENGINES: f"engines, {target}"}
+        | ({OTHER_ENGINES: f"engines, {beside}"} if beside else {}),
         latency={name: summarize(runs(name, 1)) for name in runners},
         samples={name: samples_of(runs(name, 5)) for name in runners},
         memory={
@@ -237,6 +244,7 @@ def write_latencies(
         components=components,
         settings=settings,
         bundles=bundles_of(workspace, target, components),
+        beside=bundles_of(workspace, beside, dict.fromkeys(CALLS, "")) if beside else None,
     )
     write_benchmark(
         result,

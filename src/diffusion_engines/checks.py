@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffusion_engines.backends import backend
+from diffusion_engines.backends.base import Target
 from diffusion_engines.config import ENGINES
 from diffusion_engines.errors import ConfigError, IntegrityError, WeightsError
 from diffusion_engines.families import family_of
@@ -182,6 +183,8 @@ def _fleet(params: dict[str, Any], family: Family) -> Iterator[str]:
                 f"fleet.{name}: no target {name}; there are {', '.join(sorted(targets))} "
                 "(conf/fleet/)"
             )
+        if choice.alternative_to is not None:
+            yield from _alternative(name, choice.alternative_to, params)
         for what in choice.only or []:
             if what not in known:
                 yield (
@@ -192,6 +195,35 @@ def _fleet(params: dict[str, Any], family: Family) -> Iterator[str]:
     for name in params["measure"]:
         if name not in built:
             yield f"measure: no engine is built for the target {name} (conf/fleet/)"
+
+
+def _alternative(name: str, to: str, params: dict[str, Any]) -> Iterator[str]:
+    """An alternative is to a target of the fleet, on hardware that may be the same."""
+    targets, fleet = params["targets"], params["fleet"]
+    key = f"fleet.{name}.alternative_to"
+    if to == name or to not in targets or name not in targets:
+        yield (
+            f"{key}: expected another target of the fleet "
+            f"({', '.join(sorted(set(targets) - {name}))}), found {to} (conf/fleet/)"
+        )
+        return
+    if to in fleet and fleet[to].alternative_to is not None:
+        yield (
+            f"{key}: {to} is an alternative itself, to {fleet[to].alternative_to}; name that one "
+            "(conf/fleet/)"
+        )
+    ours, theirs = (_hardware(targets[one]) for one in (name, to))
+    if any(one != other for one, other in zip(ours, theirs, strict=True) if one and other):
+        yield (
+            f"{key}: alternatives are for the same hardware; {name} is for "
+            f"{' '.join(filter(None, ours))}, {to} for {' '.join(filter(None, theirs))} "
+            "(conf/target/)"
+        )
+
+
+def _hardware(target: Target) -> tuple[str, str | None]:
+    """Return the device that a target's engines run on, and the GPU's name if it is for one."""
+    return backend(target.backend).device(target), getattr(target, "gpu", None)
 
 
 def _targets(params: dict[str, Any]) -> Iterator[str]:

@@ -185,14 +185,15 @@ def _publish(options: argparse.Namespace) -> None:
     from diffusion_engines.release.publishing import publish
     from diffusion_engines.yaml_files import PARAMS, read_mapping
 
-    targets = sorted(read_mapping(PARAMS)["fleet"])
-    release, refused = publish(Workspace(), targets, options.folder)
+    fleet = read_mapping(PARAMS)["fleet"]
+    release, refused = publish(Workspace(), sorted(fleet), options.folder)
     for profile in release.profiles:
-        print(f"{profile.target}: published, {profile.bytes / 1e6:,.1f} MB")
+        print(f"{profile.target}: published, {(profile.bytes or 0) / 1e6:,.1f} MB")
     for target, reason in refused.items():
         print(f"{target}: not published. {reason}")
-    if refused:
-        sys.exit(f"{options.folder} lacks {', '.join(refused)}")
+    # A fleet is whole without an alternative: what it is one to is there.
+    if lacking := [name for name in refused if fleet[name].get("alternative_to") not in fleet]:
+        sys.exit(f"{options.folder} lacks {', '.join(lacking)}")
 
 
 def _profiles(options: argparse.Namespace) -> None:

@@ -209,6 +209,8 @@ class Choice:
     precision: PrecisionName
     only: list[str] | None  # components or roles; null: every component of the model
     components: dict[str, PrecisionName | None]  # exceptions, by component or role
+    # a target of the fleet for the same hardware, in whose place the faster engines are loaded
+    alternative_to: str | None
 
 
 @dataclass(config=STRICT)
@@ -253,9 +255,23 @@ class Engine:
 
 @dataclass(config=STRICT)
 class Measured:
-    """A target that is validated and timed; derived from `measure` (tables.py)."""
+    """A target that is validated and timed; derived from `measure` (tables.py).
+
+    The rest is of an alternative, which is timed in one run with what it is an alternative to: the
+    components of that one, and for dvc.yaml a path, of its bundles.
+    """
 
     components: dict[str, PrecisionName]  # those that have an engine
+    alternative_to: str | None
+    beside: dict[str, PrecisionName]
+    beside_folder: str
+
+
+@dataclass(config=STRICT)
+class Alternatives:
+    """Measured targets for the hardware of another one; derived from the fleet (tables.py)."""
+
+    targets: list[str]
 
 
 @dataclass(config=STRICT)
@@ -355,6 +371,16 @@ class Generate:
     folder: str | None  # null: artifacts/images/<target>, where DVC expects them
 
 
+@dataclass(config=STRICT)
+class Price:
+    """What hardware costs (conf/prices/): of one GPU, or of a machine without one."""
+
+    per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")]  # ISO 4217
+    source: Annotated[str, Field(min_length=1)]  # where the price stands
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]  # when it stood there
+
+
 SECTIONS: dict[str, Any] = {
     "conf_digest": str,
     "model": Model,
@@ -366,6 +392,7 @@ SECTIONS: dict[str, Any] = {
     "validate": Validate,
     "benchmark": Benchmark,
     "generate": Generate,
+    "prices": dict[str, Price],
     "targets": dict[str, Target],
     "fleet": dict[str, Choice],
     "measure": list[str],
@@ -375,11 +402,21 @@ SECTIONS: dict[str, Any] = {
     "programs": dict[str, Program],
     "engines": dict[str, Engine],
     "measured": dict[str, Measured],
+    "alternatives": dict[str, Alternatives],
     "timing": dict[str, Timing],
 }
 
 # What follows from the others (tables.py), and is wrong only where they are or somebody edited it.
-DERIVED = ("graphs", "exports", "quantized", "programs", "engines", "measured", "timing")
+DERIVED = (
+    "graphs",
+    "exports",
+    "quantized",
+    "programs",
+    "engines",
+    "measured",
+    "alternatives",
+    "timing",
+)
 
 # Folders of conf/ that no composition reads.
 NOT_COMPOSED = ("sweep", "pick")

@@ -115,6 +115,10 @@ class Workspace:
         """Latencies of every phase of every run."""
         return self.artifacts / "benchmark" / target
 
+    def alternatives(self, target: str) -> Path:
+        """Which engines are loaded on the hardware of a target that has alternatives."""
+        return self.artifacts / "alternatives" / target
+
     def metrics(self, stage: str, key: str) -> Path:
         """The few numbers that ``dvc metrics show`` and ``dvc exp show`` print."""
         return self.artifacts / "metrics" / stage / f"{key}.json"

@@ -31,6 +31,8 @@ _NAME = re.compile(r"(?!.*-wrap$)[a-z][a-z0-9_-]*")
 _WORDS_OF_YAML = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}
 # What every model has: where a wrap needs no weights, it depends on this instead.
 _INDEX = "artifacts/weights/model_index.json"
+# Likewise where a target is timed beside no other one's bundles.
+_CHECKED = "artifacts/checks/conf.json"
 
 
 def derive_tables(config: Mapping[str, Any], root: Path) -> dict[str, Table]:
@@ -50,6 +52,7 @@ def derive_tables(config: Mapping[str, Any], root: Path) -> dict[str, Table]:
     family = family_of(root / config["model"]["folder"])
     engines = dict(_engines(config, family))
     graphs = _graphs(engines, config["quantize"], family)
+    alternatives = dict(_alternatives(config))
     return {
         "graphs": graphs,
         # DVC has no condition: what it loops over are tables.
@@ -67,9 +70,13 @@ def derive_tables(config: Mapping[str, Any], root: Path) -> dict[str, Table]:
         },
         "engines": engines,
         "measured": {
-            target: {"components": components_of(engines, target)}
+            target: _measured(engines, target, alternatives.get(target))
             for target in config["measure"]
             if target in config["targets"]
+        },
+        "alternatives": {
+            target: {"targets": [name for name, to in alternatives.items() if to == target]}
+            for target in dict.fromkeys(alternatives.values())
         },
         "timing": {
             name: {"components": list(components_of(engines, name))}
@@ -114,6 +121,26 @@ def declared_choice(precision: str) -> dict[str, Any]:
         "precision": precision,
         "only": None,
         "components": {**components, **roles},
+        "alternative_to": None,
+    }
+
+
+def _alternatives(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the measured alternatives, each with what it is one to."""
+    compared = [name for name in config["measure"] if name in config["targets"]]
+    for name in compared:
+        if (to := config["fleet"].get(name, {}).get("alternative_to")) in compared:
+            yield name, to
+
+
+def _measured(
+    engines: Mapping[str, Mapping[str, Any]], target: str, other: str | None
+) -> dict[str, Any]:
+    return {
+        "components": components_of(engines, target),
+        "alternative_to": other,
+        "beside": {} if other is None else components_of(engines, other),
+        "beside_folder": _CHECKED if other is None else f"artifacts/bundles/{other}",
     }
 
 

@@ -215,7 +215,8 @@ def test_the_networks_that_score_images_are_a_dependency_that_a_clone_has() -> N
 
 def test_folders_that_a_fleet_may_leave_empty_are_there() -> None:
     """A missing dependency ends a run at its end, and a fleet may measure or quantize nothing."""
-    loops = {"${exports}", "${quantized}", "${programs}", "${measured}", "${timing}"}
+    tables = ("exports", "quantized", "programs", "measured", "alternatives", "timing")
+    loops = {f"${{{table}}}" for table in tables}
     for folder in filter(lambda path: path.startswith("artifacts/"), definition("report")["deps"]):
         writers = {
             STAGES[name].get("foreach")

@@ -6,7 +6,11 @@ import json
 
 import pytest
 
+from diffusion_engines import manifests
+from diffusion_engines.bench.results import OTHER_ENGINES, read_benchmark
+from diffusion_engines.config import ENGINES
 from diffusion_engines.layout import Workspace
+from diffusion_engines.release.chosen import read_chosen
 from tests.pipeline.conftest import Clone
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.long]
@@ -14,13 +18,16 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.long]
 
 def test_other_weights_keep_the_package(clone: Clone) -> None:
     clone.add_target("compiled", "cpu_inductor", "fp32", measured=True)
+    only = "compiled: {only: [unet]"
+    clone.edit("conf/fleet/small.yaml", only, f"{only}, alternative_to: cpu")
+    clone.compose()
 
     outcome = clone.repro()
 
     made = {
         *("export_program@compiled-unet", "build@compiled-unet", "wrap@compiled-unet"),
         *("pack@compiled", "validate@compiled", "benchmark@compiled", "generate@compiled"),
-        *("check_conf", "report"),
+        *("check_conf", "choose@cpu", "report"),
     }
     assert outcome.built == made  # and nothing of the targets that were there
     workspace = Workspace(clone.path)
@@ -28,6 +35,14 @@ def test_other_weights_keep_the_package(clone: Clone) -> None:
     assert metrics["unet_rel_l2"] < 1e-5
     page = (workspace.report / "index.html").read_text()
     assert "torch.export" in page
+    timed = read_benchmark(workspace.benchmark("compiled"))
+    assert timed.runners == ("pytorch", OTHER_ENGINES, ENGINES)
+    assert timed.beside == {"unet": manifests.digest(workspace.bundle("cpu", "unet"))}
+    chosen = read_chosen(workspace.alternatives("cpu"))
+    assert [profile.target for profile in chosen.profiles] == ["cpu", "compiled"]
+    # One repeat, which tells nothing.
+    assert chosen.components["unet"].target == "cpu"
+    assert "Which engines are loaded on the hardware of cpu" in page
     assert clone.repro().built == set()
 
     clone.edit("conf/model/tiny.yaml", "seed: 0", "seed: 1")

@@ -211,6 +211,13 @@ CASES = [
         {"report"},
     ),
     Case(
+        "price",
+        override("+prices.EPYC={per_hour: 1.0, currency: EUR, source: s, date: '2026-11-25'}"),
+        "prices.EPYC",
+        {"check_conf", "report"},
+        set(),
+    ),
+    Case(
         "prompt",
         override("reference.prompts=[A lemon]"),
         "→ ['A lemon']",

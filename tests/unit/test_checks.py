@@ -166,6 +166,13 @@ def test_an_image_is_a_whole_number_of_latents(params: dict[str, Any]) -> None:
     assert "image.height: expected a multiple of image.vae_scale_factor 16" in problems(params)
 
 
+def test_an_alternative_to_an_alternative_is_refused() -> None:
+    params = composed("fleet=cpu_backends", "fleet.cpu.alternative_to=cpu_inductor")
+    assert (
+        "fleet.cpu.alternative_to: cpu_inductor is an alternative itself, to cpu; name that one"
+    ) in problems(params)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -175,6 +182,18 @@ def test_an_image_is_a_whole_number_of_latents(params: dict[str, Any]) -> None:
             lambda p: p["fleet"]["rtx"].update(only=["transformer"]),
             "fleet.rtx.only: the model lemon has no transformer; as a StableDiffusionPipeline it "
             "has text_encoder, unet, vae_decoder, encoder, denoiser, decoder",
+        ),
+        (
+            lambda p: p["fleet"]["rtx"].update(alternative_to="a10"),
+            "fleet.rtx.alternative_to: expected another target of the fleet (cpu), found a10",
+        ),
+        (
+            lambda p: p["fleet"]["cpu"].update(alternative_to="cpu"),
+            "fleet.cpu.alternative_to: expected another target of the fleet (rtx), found cpu",
+        ),
+        (
+            lambda p: p["fleet"]["rtx"].update(alternative_to="cpu"),
+            "alternatives are for the same hardware; rtx is for cuda, cpu for cpu",
         ),
         (lambda p: p["measure"].append("a10"), "measure: no engine is built for the target a10"),
         (

@@ -33,7 +33,10 @@ def test_a_fleet_of_two_targets() -> None:
     assert params["exports"] == params["graphs"]
     assert params["quantized"] == params["timing"] == {}
     parts = {"text_encoder": "fp32", "unet": "fp32", "vae_decoder": "fp32"}
-    assert params["measured"] == {"cpu": {"components": parts}}
+    alone: dict[str, Any] = {"alternative_to": None, "beside": {}}
+    alone["beside_folder"] = "artifacts/checks/conf.json"
+    assert params["measured"] == {"cpu": {"components": parts, **alone}}
+    assert params["alternatives"] == {}
 
 
 def test_a_stripped_engine_is_of_a_structure_and_its_bundle_of_the_graph() -> None:
@@ -101,6 +104,20 @@ def test_a_backend_that_takes_no_onnx_gets_programs_of_its_own() -> None:
     ]
     assert {*params["graphs"]} == {"text_encoder-fp32", "unet-fp32", "vae_decoder-fp32"}
     assert params["engines"]["cpu-unet"]["wrap_weights"] == "artifacts/weights/model_index.json"
+
+
+def test_an_alternative_is_measured_beside_what_it_is_one_to() -> None:
+    params = composed("fleet=cpu_backends")
+
+    parts = {"text_encoder": "fp32", "unet": "fp32", "vae_decoder": "fp32"}
+    beside = {"beside": parts, "beside_folder": "artifacts/bundles/cpu"}
+    found = params["measured"]["cpu_inductor"]
+    assert found == {"components": parts, "alternative_to": "cpu", **beside}
+    assert params["measured"]["cpu"]["alternative_to"] is None
+    assert params["alternatives"] == {"cpu": {"targets": ["cpu_inductor"]}}
+    for measure in ([], ["cpu"], ["cpu_inductor"]):  # there is nothing to choose between
+        params["measure"] = measure
+        assert derived(params)["alternatives"] == {}
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusion_engines import config, manifests
 from diffusion_engines.bench.breakdown import samples_of, summarize
 from diffusion_engines.bench.memory import PeakMemory, peak_memory_of
-from diffusion_engines.bench.results import Benchmark
+from diffusion_engines.bench.results import OTHER_ENGINES, Benchmark
 from diffusion_engines.config import ENGINES
 from diffusion_engines.errors import ConfigError, HardwareError
 from diffusion_engines.families.base import Network
@@ -29,6 +30,14 @@ from diffusion_engines.runtime.sampling import (
 Maker = Callable[[], dict[str, Network]]
 
 
+@dataclass(frozen=True)
+class TimedEngines:
+    """A target, and the components that have an engine, with their precisions."""
+
+    target: str
+    components: Mapping[str, str]
+
+
 def benchmark_target(
     target: str,
     components: Mapping[str, str],
@@ -38,6 +47,7 @@ def benchmark_target(
     machine: Mapping[str, Any],
     *,
     device: str,
+    beside: TimedEngines | None = None,
 ) -> Benchmark:
     """Measure latencies by phase, peak memory and throughput of engines and of every baseline.
 
@@ -51,13 +61,14 @@ def benchmark_target(
         workspace: has the bundles, and weights of what has no engine.
         machine: this one, which the result carries.
         device: where the networks run.
+        beside: another target for this machine, whose engines take their turns too.
 
     Raises:
-        ConfigError: a baseline has the engines' name.
+        ConfigError: a baseline has the name of engines.
         HardwareError: autocast is asked for where it does not exist.
     """
     _check_baselines(settings, device)
-    makers = _makers(target, components, settings, workspace, device)
+    makers = _makers(TimedEngines(target, components), beside, settings, workspace, device)
     run = functools.partial(
         _sample_once, settings=settings, image=image, weights=workspace.weights, device=device
     )
@@ -71,7 +82,8 @@ def benchmark_target(
         target=target,
         runners=tuple(makers),
         labels={name: baseline.label for name, baseline in settings.baselines.items()}
-        | {ENGINES: f"engines, {target}"},
+        | {ENGINES: f"engines, {target}"}
+        | ({OTHER_ENGINES: f"engines, {beside.target}"} if beside else {}),
         latency=latency,
         memory=memory,
         images_per_second={
@@ -81,17 +93,23 @@ def benchmark_target(
         machine=machine,
         components=components,
         settings=settings,
-        bundles={name: manifests.digest(workspace.bundle(target, name)) for name in components},
+        bundles=_digests(workspace, target, components),
+        beside=_digests(workspace, beside.target, beside.components) if beside else None,
         samples={name: samples_of(durations) for name, durations in timed.items()},
     )
 
 
+def _digests(workspace: Workspace, target: str, components: Iterable[str]) -> dict[str, str]:
+    return {name: manifests.digest(workspace.bundle(target, name)) for name in components}
+
+
 def _check_baselines(settings: config.Benchmark, device: str) -> None:
-    if ENGINES in settings.baselines:
-        raise ConfigError(
-            f"benchmark.baselines.{ENGINES}: this is the name of what baselines are compared with",
-            fix="give the baseline another name (conf/benchmark/)",
-        )
+    for name in (ENGINES, OTHER_ENGINES):
+        if name in settings.baselines:
+            raise ConfigError(
+                f"benchmark.baselines.{name}: this is the name of what baselines are compared with",
+                fix="give the baseline another name (conf/benchmark/)",
+            )
     for name, baseline in settings.baselines.items():
         if baseline.autocast and not device.startswith("cuda"):
             raise HardwareError(
@@ -103,8 +121,8 @@ def _check_baselines(settings: config.Benchmark, device: str) -> None:
 
 
 def _makers(
-    target: str,
-    components: Mapping[str, str],
+    engines: TimedEngines,
+    beside: TimedEngines | None,
     settings: config.Benchmark,
     workspace: Workspace,
     device: str,
@@ -116,14 +134,16 @@ def _makers(
     }
     # What has no engine runs in PyTorch, in the precision of the first baseline.
     first = next(iter(settings.baselines.values()))
-    makers[ENGINES] = functools.partial(
-        target_networks,
-        target,
-        dict(components),
-        device,
-        workspace=workspace,
-        torch_precision=first.precision,
-    )
+    for name, one in ((OTHER_ENGINES, beside), (ENGINES, engines)):
+        if one is not None:
+            makers[name] = functools.partial(
+                target_networks,
+                one.target,
+                dict(one.components),
+                device,
+                workspace=workspace,
+                torch_precision=first.precision,
+            )
     return makers
 
 

@@ -18,6 +18,10 @@ from diffusion_engines.results import read_result, write_result
 
 # Raise it when a field of a result changes.
 _VERSION = 2
+# The runner that is the target to which another one is an alternative.
+OTHER_ENGINES = "other engines"
+# The phase that a component takes, by its role.
+PHASES = {"encoder": "encoding", "denoiser": "denoiser_call", "decoder": "decoding"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Benchmark:
     Attributes:
         target: whose engines.
         runners: what was timed: the baselines, of which speedups are over the first, then
-            "engines".
+            "other engines" where this is an alternative to them, then "engines".
         labels: what each runner is, in words.
         latency: ``latency[runner][phase][statistic]`` in milliseconds.
         memory: the peaks of each runner, in a process of its own.
@@ -36,6 +40,8 @@ class Benchmark:
         components: those that have an engine, with their precisions.
         settings: of the timed runs.
         bundles: the SHA-256 of the manifest of each engine's bundle.
+        beside: of an alternative, the manifests of the engines that it is timed beside, as the
+            runner "other engines"; None: it is none.
         samples: ``samples[runner][phase]``, the milliseconds of each repeat, in the order in which
             the runners took turns; of ``denoiser_call`` the median over a repeat's calls.
     """
@@ -51,6 +57,7 @@ class Benchmark:
     settings: config.Benchmark
     bundles: Mapping[str, str]
     samples: Mapping[str, Mapping[str, tuple[float, ...]]]
+    beside: Mapping[str, str] | None = None
 
     @property
     def baseline(self) -> str:

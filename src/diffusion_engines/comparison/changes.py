@@ -1,7 +1,6 @@
 """Which numbers of two states differ by more than their own noise.
 
-Repeats decide, and no threshold: two sets of repeats differ where the Mann-Whitney U test finds
-them unlike (https://doi.org/10.1214/aoms/1177730491), at a level of one percent. A shared machine
+Repeats decide, and no threshold (``bench/noise.py``). A shared machine
 drifts from run to run, and a new PyTorch changes the baseline: an engine counts as faster or
 slower only where its own milliseconds and its ratio to the baseline of the same run, repeat by
 repeat, have both changed, and in the same direction.
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from diffusion_engines import params
+from diffusion_engines.bench.noise import direction_of
 from diffusion_engines.bench.results import Benchmark
 from diffusion_engines.comparison.states import State
 from diffusion_engines.config import ENGINES
@@ -22,8 +22,6 @@ from diffusion_engines.manifests import Engine
 from diffusion_engines.parity.results import Validation
 
 Verdict = Literal["better", "worse", "same", "changed", "unknown"]
-# Of the test: how often equal engines may be told apart.
-_LEVEL = 0.01
 _PHASES = {
     "total": "picture",
     "denoiser_call": "call",
@@ -138,8 +136,8 @@ def _throughput(run: Benchmark) -> float:
 
 
 def _of_timings(one: Benchmark, other: Benchmark, phase: str) -> Verdict:
-    own = direction(one.samples[ENGINES][phase], other.samples[ENGINES][phase])
-    relative = direction(_ratios(one, phase), _ratios(other, phase))
+    own = direction_of(one.samples[ENGINES][phase], other.samples[ENGINES][phase])
+    relative = direction_of(_ratios(one, phase), _ratios(other, phase))
     if own is None or relative is None:
         return "unknown"
     if own != relative or own == 0:
@@ -151,22 +149,6 @@ def _ratios(run: Benchmark, phase: str) -> list[float]:
     """Return the engines' time over the baseline's, which took turns, for each repeat."""
     pairs = zip(run.samples[ENGINES][phase], run.samples[run.baseline][phase], strict=True)
     return [engine / baseline for engine, baseline in pairs if baseline]
-
-
-def direction(before: Sequence[float], after: Sequence[float]) -> int | None:
-    """Return -1 where a sample is smaller, 1 where it is larger, 0 for noise; None: too few."""
-    from scipy.stats import mannwhitneyu
-
-    if not before or not after:
-        return None
-    # The smallest p that samples of these sizes can have: all of one below all of the other.
-    smallest = mannwhitneyu(range(len(before)), range(-len(after), 0), method="exact").pvalue
-    if smallest > _LEVEL:
-        return None
-    found = mannwhitneyu(before, after)
-    if found.pvalue > _LEVEL:
-        return 0
-    return -1 if sorted(after)[len(after) // 2] < sorted(before)[len(before) // 2] else 1
 
 
 def _parity(target: str, one: Validation | None, other: Validation | None) -> Iterator[Change]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from PIL import Image
 
 from diffusion_engines import manifests, precisions
 from diffusion_engines.config import ImageGate, Validate
+from diffusion_engines.errors import GateError
 from diffusion_engines.families.base import Network, outputs_of
 from diffusion_engines.layout import Workspace
 from diffusion_engines.parity import scorers
@@ -100,6 +102,33 @@ def validate_target(
         bundles={name: manifests.digest(workspace.bundle(target, name)) for name in components},
     )
     return result, [picture(image) for image in run.images]
+
+
+def judge(result: Validation, alternative_to: str | None, where: Path) -> str:
+    """Return what to say of a target's tolerances.
+
+    Args:
+        result: of the target.
+        alternative_to: the target in whose place it may be loaded; None: it is no alternative. One
+            that misses a tolerance is passed over by the stage `choose`, and nothing is lost.
+        where: its measurements are, for the message.
+
+    Raises:
+        GateError: a tolerance is missed, and not by an alternative.
+    """
+    misses = result.misses
+    if not misses:
+        return "  within tolerance"
+    text = f"the engines of {result.target} miss {len(misses)} tolerance(s):\n  - " + "\n  - ".join(
+        misses[:20]
+    )
+    if alternative_to is not None:
+        return f"  {text}\n  as an alternative to {alternative_to} they are passed over"
+    raise GateError(
+        text,
+        fix="if the precision is known to cost this much, widen its tolerance in\n"
+        f"conf/validate/; the measurements are in {where}",
+    )
 
 
 def component_differences(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from diffusion_engines import manifests
 from diffusion_engines.backends import backend
-from diffusion_engines.errors import FingerprintError, HardwareError
+from diffusion_engines.errors import ConfigError, FingerprintError, HardwareError, IntegrityError
 from diffusion_engines.machines import this_machine
 from diffusion_engines.manifests import Bundle
+from diffusion_engines.release.chosen import CHOSEN, Chosen, read_chosen
 from diffusion_engines.release.profiles import Profile, check_profile, read_release
 
 Fallback = Literal["error", "generic", "pytorch"]
@@ -62,6 +63,80 @@ def consider(
         own = profile.timing is not None and _same_kind(profile, profile.timing.machine, here)
         found.append(Considered(profile, own, _reason(profile, release, device)))
     return sorted(found, key=_preference)
+
+
+def choose_alternatives(artifacts: Path, device: str | None = None) -> tuple[Path, dict[str, Path]]:
+    """Return the engines that the stage `choose` found the fastest for this machine's hardware.
+
+    Args:
+        artifacts: with ``alternatives/`` and ``bundles/``, as the stages leave them.
+        device: as of :func:`consider`.
+
+    Returns:
+        The folder of a target, which has what a pipeline needs besides engines, and the bundle of
+        each component, which may be of another target for the same hardware.
+
+    Raises:
+        IntegrityError: engines are not those that were chosen among.
+        FingerprintError: no choice can be loaded here, or there is none; it says why for each.
+    """
+    here = this_machine()
+    reasons: dict[str, str] = {}
+    found = [read_chosen(path.parent) for path in artifacts.glob(f"alternatives/*/{CHOSEN}")]
+    for one in sorted(found, key=lambda chosen: _hardware_preference(chosen, here)):
+        bundles = artifacts / "bundles"
+        engines = {name: bundles / pick.target / name for name, pick in one.components.items()}
+        _check_chosen(one, engines)
+        reason = _wrong_device(one.profiles[0], device) or _not_loadable([*engines.values()])
+        if reason is None:
+            taken = ", ".join(f"{name} {pick.target}" for name, pick in one.components.items())
+            logger.info("%s: for the hardware of %s: %s", artifacts, one.target, taken)
+            return bundles / one.target, engines
+        reasons[one.target] = reason
+    targets = sorted(path.name for path in artifacts.glob("bundles/*"))
+    raise FingerprintError(
+        f"none of the engines that were chosen in {artifacts} can be loaded",
+        expected="a choice between targets for the hardware of this machine (stage `choose`)",
+        found="\n".join(f"{name}: {reason}" for name, reason in reasons.items())
+        or "no choice: this fleet has no measured alternatives",
+        fix=f"name a target: load_pipeline(…, target=…), of {', '.join(targets) or 'none'}",
+    )
+
+
+def _hardware_preference(one: Chosen, here: Mapping[str, Any]) -> tuple[bool, bool, str]:
+    profile = one.profiles[0]
+    own = profile.timing is not None and _same_kind(profile, profile.timing.machine, here)
+    return not own, profile.device == "cpu", one.target
+
+
+def _check_chosen(one: Chosen, engines: Mapping[str, Path]) -> None:
+    """Raise IntegrityError where engines are others than those that were compared."""
+    profiles = {profile.target: profile for profile in one.profiles}
+    for name, folder in engines.items():
+        expected = profiles[one.components[name].target].manifests[name]
+        if not folder.is_dir() or (found := manifests.digest(folder)) != expected:
+            raise IntegrityError(
+                f"{folder} is not what the stage `choose` compared",
+                expected=f"a manifest of sha256 {expected[:12]}",
+                found=found[:12] if folder.is_dir() else "no such folder",
+                fix=f"`dvc repro choose@{one.target}`, or `dvc checkout`",
+            )
+
+
+def profile_of(release: Path, target: str) -> Path:
+    """Return the folder of one profile of a release, compared with what the release says of it.
+
+    Raises:
+        ConfigError: there is no such profile.
+        IntegrityError: the release, its receipt or a manifest is missing or altered.
+    """
+    profiles = {profile.target: profile for profile in read_release(release).profiles}
+    if target not in profiles:
+        raise ConfigError(
+            f"{release} has no profile {target}", expected=", ".join(profiles), found=target
+        )
+    check_profile(profiles[target], release)
+    return release / target
 
 
 def choose(release: Path, device: str | None = None, fallback: Fallback = "error") -> Path | None:
@@ -116,10 +191,19 @@ def _same_kind(profile: Profile, timed: Mapping[str, Any], here: Mapping[str, An
 
 
 def _reason(profile: Profile, release: Path, device: str | None) -> str | None:
+    folders = [release / profile.target / name for name in profile.precisions]
+    return _wrong_device(profile, device) or _not_loadable(folders)
+
+
+def _wrong_device(profile: Profile, device: str | None) -> str | None:
     if device is not None and device.split(":")[0] != profile.device:
         return f"it runs on {profile.device}, not on {device}"
-    for name in profile.precisions:
-        manifest = manifests.read(release / profile.target / name, Bundle, verify=False)
+    return None
+
+
+def _not_loadable(bundles: Sequence[Path]) -> str | None:
+    for folder in bundles:
+        manifest = manifests.read(folder, Bundle, verify=False)
         try:
             backend(manifest.backend).check_loadable(manifest)
         except (FingerprintError, HardwareError) as error:

@@ -45,9 +45,9 @@ class Profile:
         device: ``cpu`` or ``cuda``.
         precisions: by component.
         timing: None: they were not timed.
-        bytes: of all its files.
+        bytes: of all its files; None: it is in no release.
         manifests: SHA-256 of each folder's manifest, which has that of every other file.
-        receipt: SHA-256 of its receipt.
+        receipt: SHA-256 of its receipt; None: it is in no release.
     """
 
     target: str
@@ -55,9 +55,9 @@ class Profile:
     device: str
     precisions: Mapping[str, str]
     timing: Timing | None
-    bytes: int
+    bytes: int | None
     manifests: Mapping[str, str]
-    receipt: str
+    receipt: str | None
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,13 @@ are there now. Nothing else is published, and each refusal has its reason.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from diffusion_engines import manifests
 from diffusion_engines.backends.targets import device_of_engine
-from diffusion_engines.bench.results import Benchmark, read_benchmark
-from diffusion_engines.config import ENGINES
+from diffusion_engines.bench.results import read_benchmark
 from diffusion_engines.errors import IntegrityError
 from diffusion_engines.families import family_of
 from diffusion_engines.files import copy_files, new_folder
@@ -26,10 +25,10 @@ from diffusion_engines.release.profiles import (
     Profile,
     Receipt,
     Release,
-    Timing,
     write_receipt,
     write_release,
 )
+from diffusion_engines.release.proofs import check_passed, check_same_bytes, timing_from_benchmark
 from diffusion_engines.serve.loading import check_complete
 
 
@@ -92,17 +91,12 @@ def _prove(target: str, workspace: Workspace, commit: str, clean: bool) -> tuple
     digests = {name: manifests.digest(folder / name) for name in components}
 
     validation = read_validation(workspace.validation(target))
-    _same_bytes("validated", "validate", target, digests, validation.bundles)
-    if validation.misses:
-        raise IntegrityError(
-            f"{target} missed {len(validation.misses)} tolerance(s)",
-            expected="none",
-            found="\n".join(validation.misses[:5]),
-        )
+    check_same_bytes("validated", "validate", target, digests, validation.bundles)
+    check_passed(validation)
     benchmark = read_benchmark(workspace.benchmark(target))
-    _same_bytes("timed", "benchmark", target, digests, benchmark.bundles)
+    check_same_bytes("timed", "benchmark", target, digests, benchmark.bundles)
 
-    timing = _timing(benchmark)
+    timing = timing_from_benchmark(benchmark)
     one = engines[components[0]]
     receipt = Receipt(
         target=target,
@@ -120,23 +114,11 @@ def _prove(target: str, workspace: Workspace, commit: str, clean: bool) -> tuple
         device=device_of_engine(one),
         precisions={name: engine.precision for name, engine in engines.items()},
         timing=timing,
-        bytes=0,
+        bytes=None,
         manifests={**digests, "pipeline": manifests.digest(workspace.pipeline(target))},
-        receipt="",
+        receipt=None,
     )
     return receipt, profile
-
-
-def _same_bytes(
-    done: str, stage: str, target: str, there: Mapping[str, str], measured: Mapping[str, str]
-) -> None:
-    if other := [name for name, digest in there.items() if measured.get(name) != digest]:
-        raise IntegrityError(
-            f"the engines of {target} are not those that were {done}",
-            expected=", ".join(f"{name} {str(measured.get(name))[:12]}" for name in other),
-            found=", ".join(f"{name} {there[name][:12]}" for name in other),
-            fix=f"`dvc repro {stage}@{target}`",
-        )
 
 
 def _made(engine: Bundle, validation: Validation) -> Made:
@@ -155,16 +137,6 @@ def _made(engine: Bundle, validation: Validation) -> Made:
         weights=graph.weights,
         worst=asdict(parity.worst),
         gate=asdict(parity.gate),
-    )
-
-
-def _timing(benchmark: Benchmark) -> Timing:
-    return Timing(
-        machine=benchmark.machine,
-        picture_ms=benchmark.median(ENGINES, "total"),
-        denoiser_ms=benchmark.median(ENGINES, "denoiser_call"),
-        images_per_second=benchmark.images_per_second[ENGINES],
-        steps=benchmark.settings.steps,
     )
 
 

@@ -28,6 +28,8 @@ from diffusion_engines.parity.results import (
     read_quantization,
     read_validation,
 )
+from diffusion_engines.release.chosen import Chosen, read_chosen
+from diffusion_engines.report.prices import price_of
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,14 @@ class Report:
     measure: tuple[str, ...]
     validations: Mapping[str, Validation]
     benchmarks: Mapping[str, Benchmark]
+    chosen: tuple[Chosen, ...]
     generated: Mapping[str, Generated]
     operators: Mapping[str, Simplification]
     graph_checks: Mapping[str, GraphCheck]
     quantizations: tuple[Quantization, ...]
     reference: Reference
     stages: tuple[StageLog, ...]
+    prices: Mapping[str, tuple[str, config.Price]]
 
     @property
     def synthetic(self) -> bool:
@@ -163,6 +167,8 @@ def collect(
     graphs: Mapping[str, config.Graph],
     engines: Mapping[str, config.Engine],
     measured: Sequence[str],
+    alternatives: Sequence[str] = (),
+    prices: Mapping[str, config.Price] | None = None,
 ) -> Report:
     """Read a workspace's artifacts/ in the order of the config.
 
@@ -172,6 +178,11 @@ def collect(
     """
     exports = [name for name, graph in graphs.items() if graph.source is None]
     quantized = [name for name, graph in graphs.items() if graph.source is not None]
+    benchmarks = {
+        target: read_benchmark(folder)
+        for target in measured
+        if (folder := workspace.benchmark(target)).is_dir()
+    }
     return Report(
         workspace=workspace,
         model=model,
@@ -183,11 +194,8 @@ def collect(
             for target in measured
             if (folder := workspace.validation(target)).is_dir()
         },
-        benchmarks={
-            target: read_benchmark(folder)
-            for target in measured
-            if (folder := workspace.benchmark(target)).is_dir()
-        },
+        benchmarks=benchmarks,
+        chosen=tuple(read_chosen(workspace.alternatives(target)) for target in alternatives),
         generated={
             target: _generated(folder)
             for target in measured
@@ -198,6 +206,11 @@ def collect(
         quantizations=tuple(read_quantization(workspace.quantization(name)) for name in quantized),
         reference=_reference(workspace.reference),
         stages=tuple(_stages(workspace, exports, quantized, [*engines], [*measured])),
+        prices={
+            target: found
+            for target, benchmark in benchmarks.items()
+            if (found := price_of(benchmark.machine, prices or {}))
+        },
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from diffusion_engines import config
-from diffusion_engines.bench.results import Benchmark
+from diffusion_engines.bench.results import PHASES, Benchmark
 from diffusion_engines.config import ENGINES
 from diffusion_engines.families import role_of
 from diffusion_engines.files import write_json
@@ -31,6 +31,7 @@ from diffusion_engines.report.images import (
     still,
     write_trajectory,
 )
+from diffusion_engines.report.prices import thousand_pictures
 
 # Generated images of each target that the page holds, so that it stays small.
 _SHOWN = 3
@@ -47,13 +48,15 @@ def write_report(
     graphs: Mapping[str, config.Graph],
     engines: Mapping[str, config.Engine],
     measured: Sequence[str],
+    alternatives: Sequence[str] = (),
+    prices: Mapping[str, config.Price] | None = None,
 ) -> None:
     """Write ``index.html``, the figures, ``trajectory.gif`` and ``fleet.json`` into ``folder``.
 
     Raises:
         IntegrityError: something that the fleet must have is missing from artifacts/.
     """
-    report = collect(workspace, model, image, graphs, engines, measured)
+    report = collect(workspace, model, image, graphs, engines, measured, alternatives, prices)
     figures: dict[str, Path] = {"trajectory": folder / "trajectory.gif"}
     write_trajectory(figures["trajectory"], report.reference.frames, report.reference.frame_steps)
     for target, benchmark in report.benchmarks.items():
@@ -170,7 +173,9 @@ def parity_text(report: Report, engine: Engine) -> str:
     return "not compared"
 
 
-def run_rows(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
+def run_rows(
+    benchmark: Benchmark, price: config.Price | None = None
+) -> list[tuple[str, list[str]]]:
     """Return what is said once of a whole run: a name, and a value for each runner."""
 
     def speedups(phase: str) -> list[str]:
@@ -188,6 +193,12 @@ def run_rows(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
     if any(m.gpu for m in memory):
         rows.append(("peak GPU memory", [text.size(m.gpu) for m in memory]))
         rows.append(("of it PyTorch’s", [text.size(m.gpu_pytorch) for m in memory]))
+    if price is not None:
+        costs = (
+            thousand_pictures(price, benchmark.images_per_second[runner])
+            for runner in benchmark.runners
+        )
+        rows.append((f"a thousand pictures, {price.currency}", [text.number(c) for c in costs]))
     return rows
 
 
@@ -195,16 +206,12 @@ def _speed_text(report: Report, engine: Engine) -> str:
     if engine.target not in report.benchmarks:
         return "not run here"
     role = role_of(engine.component)
-    if role not in _PHASES:
+    if role not in PHASES:
         return "not timed alone"
-    benchmark, phase = report.benchmarks[engine.target], _PHASES[role]
+    benchmark, phase = report.benchmarks[engine.target], PHASES[role]
     ours = benchmark.median(ENGINES, phase)
     theirs = benchmark.median(benchmark.baseline, phase)
     # One phase has all encoders.
     encoders = {e.component for e in report.engines if role_of(e.component) == "encoder"}
     of = ", all encoders" if role == "encoder" and len(encoders) > 1 else ""
     return f"{text.number(ours)} ms, {text.ratio(theirs, ours)} PyTorch{of}"
-
-
-# What of the latency breakdown a component is, by its role.
-_PHASES = {"encoder": "encoding", "denoiser": "denoiser_call", "decoder": "decoding"}

@@ -27,7 +27,7 @@ from diffusion_engines.families.base import SCHEDULER_CONFIG
 from diffusion_engines.families.noise_schedules import scheduler_class
 from diffusion_engines.files import MANIFEST, read_json
 from diffusion_engines.manifests import Bundle, Engine, FusedLora, Graph, Pipeline, Weights
-from diffusion_engines.release.choosing import Fallback, choose
+from diffusion_engines.release.choosing import Fallback, choose, choose_alternatives, profile_of
 from diffusion_engines.release.profiles import RELEASE
 from diffusion_engines.runtime.bundle import is_device, load_bundle
 from diffusion_engines.serve.pack import PIPELINE
@@ -71,6 +71,7 @@ def load_pipeline(
     folder: str | PathLike[str],
     device: str | None = None,
     *,
+    target: str | None = None,
     threads: int | None = None,
     fallback: Fallback = "error",
     weights: str | PathLike[str] | None = None,
@@ -88,7 +89,10 @@ def load_pipeline(
 
     Args:
         folder: all bundles of a target, e.g. ``artifacts/bundles/cpu``; nothing else is read. Or a
-            release (``make publish``), of which the profile that suits this machine is taken.
+            release (``make publish``), of which the profile that suits this machine is taken. Or
+            ``artifacts``: of the targets for this machine's hardware, the engines that the stage
+            `choose` found the fastest, component by component.
+        target: whose engines to take of a release or of ``artifacts``; None: as said there.
         device: as of :func:`load_component`.
         fallback: of a release whose engines for this machine can no longer be loaded; as of
             :func:`diffusion_engines.release.choosing.choose`.
@@ -107,21 +111,27 @@ def load_pipeline(
     folder = Path(folder)
     if public_key is not None:
         check_signature(folder, Path(public_key))
+    fastest: Mapping[str, Path] = {}
     if (folder / RELEASE).is_file():
-        chosen = choose(folder, device, fallback)
+        chosen = choose(folder, device, fallback) if target is None else profile_of(folder, target)
         if chosen is None:
             return _load_torch_pipeline(folder, weights, device)
         folder = chosen
+    elif target is not None:
+        folder = _bundles_of(folder, target)
+    elif (folder / "bundles").is_dir():
+        folder, fastest = choose_alternatives(folder, device)
     rest = folder / PIPELINE
     packed = manifests.read(rest, Pipeline)
     _check_listed(rest, packed, ["model_index.json"])
     family = family_of(rest)
     _check_needed(rest, packed, family)
     check_complete(folder, tuple(family.components))
+    bundles = {name: fastest.get(name, folder / name) for name in family.components}
     with _importing(family.class_name):
         engines = {
-            name: load_component(folder / name, device, threads=threads)
-            for name in family.components
+            name: load_component(bundle, device, threads=threads)
+            for name, bundle in bundles.items()
         }
     diffusers: Any = importlib.import_module("diffusers")  # untyped
     from diffusion_engines.serve.pipelines import engine_pipeline_class
@@ -129,9 +139,9 @@ def load_pipeline(
     model = _read_model(rest)
     modules: dict[str, Any] = {}
     for name, component in family.components.items():
-        engine = engines[name]
-        check_place(folder, name, engine.manifest)
-        check_weights(folder, engine.manifest, packed, component.folder)
+        engine, place = engines[name], bundles[name].parent
+        check_place(place, name, engine.manifest)
+        check_weights(place, engine.manifest, packed, component.folder)
         engine.pixels_per_latent = family.pixels_per_latent(model.configs)
         adapter = pkgutil.resolve_name(component.adapter)
         modules[component.folder] = adapter(engine, model.configs[name])
@@ -165,6 +175,18 @@ def _importing(class_name: str) -> Iterator[None]:
         yield
     finally:
         thread.join()
+
+
+def _bundles_of(artifacts: Path, target: str) -> Path:
+    folder = artifacts / "bundles" / target
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{artifacts} has no target {target}",
+            expected=", ".join(sorted(path.name for path in folder.parent.glob("*")))
+            or "a folder bundles with targets, as artifacts has, or a release",
+            found=target,
+        )
+    return folder
 
 
 def _load_torch_pipeline(

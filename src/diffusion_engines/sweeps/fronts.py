@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic.dataclasses import dataclass as checked
 
 from diffusion_engines.backends.base import STRICT
-from diffusion_engines.comparison.changes import direction
+from diffusion_engines.bench.noise import direction_of
 from diffusion_engines.sweeps.measured import Numbers, PointResult
 from diffusion_engines.sweeps.points import read_option
 
@@ -116,7 +116,7 @@ def pick(points: Sequence[Measured], rule: Rule) -> str:
 
 
 def _as_fast(one: Numbers, other: Numbers) -> bool:
-    return direction(one.repeats_ms, other.repeats_ms) == 0
+    return direction_of(one.repeats_ms, other.repeats_ms) == 0
 
 
 def _knee(points: Sequence[Measured], of: str) -> str:

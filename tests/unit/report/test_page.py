@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -12,6 +13,7 @@ from diffusion_engines import config
 from diffusion_engines.errors import IntegrityError
 from diffusion_engines.parity.scorers import Scores
 from diffusion_engines.report.page import write_report
+from diffusion_engines.report.prices import price_of, thousand_pictures
 from tests.reports import PYTORCH, Made, write_generated
 
 
@@ -110,6 +112,21 @@ def test_page_names_what_was_fused(fleet) -> None:
     made.arguments["model"] = dataclasses.replace(model, loras=[lora])
     assert f"ink.safetensors 0.8 56 layers of unet {'c' * 64}" in words_of(written(made))
     assert summary(made)["loras"] == ["ink.safetensors × 0.8"]
+
+
+def test_a_price_says_what_a_thousand_pictures_cost(fleet) -> None:
+    made = fleet(gpus=("NVIDIA A100-SXM4-40GB",))
+    assert "thousand pictures" not in words_of(written(made))  # no price is made up
+    source = "https://prices.example/<gpu>"
+    price = config.Price(2.0, "EUR", source, "2026-11-25")
+    made.arguments["prices"] = {"A10": dataclasses.replace(price, per_hour=9.0), "A100": price}
+    text = words_of(written(made))
+    # 2 an hour; PyTorch makes 33.3 pictures a second, the engines 83.3
+    assert "a thousand pictures, EUR 0.02 0.01" in text
+    assert f"Price: A100 at 2.0 EUR an hour, 2026-11-25, {html.escape(source)}" in text
+    assert thousand_pictures(price, 0.5) == pytest.approx(2.0 * 2000 / 3600)
+    machine = {"gpus": [], "cpu": "AMD EPYC"}
+    assert price_of(machine, {"A100": price, "EPYC": price}) == ("EPYC", price)
 
 
 def test_synthetic_engines_are_named_so_whatever_the_config_says(fleet) -> None:
