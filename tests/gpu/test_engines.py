@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import platformdirs
 import pytest
 import torch
@@ -37,6 +38,7 @@ from diffusion_engines.doctor import toy
 from diffusion_engines.errors import FingerprintError, HardwareError
 from diffusion_engines.files import write_json
 from diffusion_engines.onnx.export import export_module
+from diffusion_engines.onnx.structure import save_with_weights_apart
 from diffusion_engines.parity.metrics import difference
 from diffusion_engines.runtime.assemble import torch_networks
 from diffusion_engines.runtime.bundle import (
@@ -101,11 +103,15 @@ def make_bundle(name: str, loaded: Any, target: Any, folder: Path, precision: st
     module = backend(target.backend)
     specs = loaded.inputs
     graph = folders["graph"] / "model.onnx"
+    save_with_weights_apart(onnx.load(graph), graph)
     result = module.build(graph_of(graph, specs, precision, name), folders["engine"], target)
     assert result.precisions[precision] > 0
-    made = graph_manifest(name, precision, specs)
+    manifests.write(folders["graph"], graph_manifest(name, precision, specs))
+    made = manifests.read(folders["graph"], manifests.Graph)
+    if module.builds_without_weights(target):
+        made = replace(manifests.structure_of_graph(made), files=made.files)
     manifests.write(folders["engine"], built_manifest(f"here-{name}", made, target, result))
-    wrap_engine(folders["engine"], folders["bundle"])
+    wrap_engine(folders["engine"], folders["bundle"], graph=folders["graph"])
     return folders["bundle"]
 
 
@@ -131,6 +137,23 @@ def test_an_engine_computes_what_pytorch_does(
     loaded = load(tiny_weights, name, "fp16")
     bundle = make_bundle(name, loaded, target, tmp_path)
     check(load_bundle(bundle, "cuda", cuda_graph=cuda_graph), loaded)
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "unet", "vae_decoder"])
+@pytest.mark.parametrize("library", BACKENDS)
+def test_a_plan_without_weights_gets_those_of_its_bundle(
+    tiny_weights: Path, tmp_path: Path, library: str, name: str
+) -> None:
+    target = target_here(library)
+    stripped = replace(target, build=replace(target.build, weights="stripped"))
+    loaded = load(tiny_weights, name, "fp16")
+    bundles = {
+        asked.build.weights: make_bundle(name, loaded, asked, tmp_path / asked.build.weights)
+        for asked in (target, stripped)
+    }
+    check(load_bundle(bundles["stripped"], "cuda"), loaded)
+    sizes = {key: (bundle / "engine.plan").stat().st_size for key, bundle in bundles.items()}
+    assert sizes["stripped"] < sizes["embedded"]
 
 
 @pytest.mark.parametrize("cuda_graph", [False, True], ids=["stream", "cuda_graph"])

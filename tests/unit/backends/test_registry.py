@@ -56,6 +56,9 @@ class Toy:
     def timing(self, target):
         return False
 
+    def builds_without_weights(self, target):
+        return False
+
     def fingerprint(self, target):
         return {"toys": 1}
 

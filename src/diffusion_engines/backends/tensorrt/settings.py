@@ -71,7 +71,7 @@ def check_target(target: TensorRTTarget, precisions: Collection[str]) -> list[st
             "runtime to exclude (conf/build/)"
         )
     if build.weights != "embedded" and build.version_compatible:
-        # https://developer.nvidia.com/blog/tensorrt-hardware-version-compatibility/
+        # https://developer.nvidia.com/ja-jp/blog/tensorrt-hardware-version-compatibility/
         problems.append(
             f"build.weights: the lean runtime of a version-compatible plan refits none, found "
             f"{build.weights}; set build.weights=embedded or build.version_compatible=false "
