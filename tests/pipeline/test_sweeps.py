@@ -206,6 +206,9 @@ def test_a_full_size_sweep_that_would_fill_the_disk_is_refused(
     assert alone.cache > 2 * parameters + 4 * 2 * 0.98e9  # weights, then four times the graphs
     assert both.cache < 2 * alone.cache + 4 * 2 * parameters  # the weights once, the rest of each
     assert both.cache > alone.cache + 4 * 4 * 0.98e9
+    # Before each point once more, what others of the sweep have made left out.
+    rest = space_of([other], 0, shared=False, made=one.open)
+    assert (rest.cache, rest.workspaces) == (both.cache - alone.cache, 0)
     assert both.workspaces == max(one.bytes, other.bytes)
     assert space_of([one, other], 2, shared=False).workspaces == one.bytes + other.bytes
     assert space_of([one, other], 2, shared=True).workspaces == 0
