@@ -90,7 +90,10 @@ def test_the_plots_have_the_lines_and_bars_of_both(history: Clone, command: str)
     assert printed(history, command)[-1].startswith("file:///")
     assert history.run("git", "status", "--porcelain").output == ""
     found = json.loads(history.run("dvc", "plots", "diff", "--json", "HEAD", "other").output)
-    plots = {name: one[0]["content"] for name, one in found["data"].items()}
+    data = found["data"]
+    pictures = [one for parts in data.values() for one in parts if one["type"] == "image"]
+    assert Counter(one["revisions"][0] for one in pictures) == {"HEAD": 2, "other": 2}
+    plots = {name: one[0]["content"] for name, one in data.items() if one[0]["type"] == "vega"}
     assert {"denoiser.csv", "latents.csv", "cpu.csv"} == {name.split("/")[-1] for name in plots}
     bars = plots["artifacts/plots/benchmark/cpu.csv"]
     rows = Counter((row["rev"], row["timed"]) for row in bars["data"]["values"])

@@ -110,7 +110,7 @@ def write_validation(
         pictures: one for each of the result's images.
         folder: gets the details, ``steps.csv`` and ``trajectory.csv`` for people among them.
         metrics: a file that gets the worst values.
-        plots: a folder that gets the errors along the trajectories as tables.
+        plots: a folder that gets the errors along the trajectories as tables, and the pictures.
     """
     calls = [
         {"component": part.component, "call": index, **asdict(found)}
@@ -123,7 +123,9 @@ def write_validation(
         for step, found in enumerate(image, 1)
     ]
     for image, picture in zip(result.images, pictures, strict=True):
-        picture.save(folder / image.file)
+        for shown in (folder, plots / "images"):
+            shown.mkdir(parents=True, exist_ok=True)
+            picture.save(shown / image.file)
     write_table(folder / "steps.csv", calls)
     write_table(folder / "trajectory.csv", trajectory)
     # The denoiser is the one component with a trajectory to plot.

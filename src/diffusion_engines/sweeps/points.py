@@ -141,7 +141,8 @@ def compose_sweep(
             check_params(params_from_config(config), root)
             target = _measured(text, target)
         except ConfigError as error:
-            problems.append(f"{' '.join(overrides)}: {error.problem}{_found(error)}")
+            problem = f"{error.problem}{_found(error)}".replace("\n", "\n  ")
+            problems.append(f"{' '.join(overrides)}: {problem}")
         else:
             points.append(Point(point, overrides, text))
     if problems:

@@ -144,7 +144,9 @@ def test_sound_engines_meet_the_default_tolerances(workspace: Workspace, toleran
     assert 0 < metrics["latents_rel_l2"] < 1e-4
     assert metrics["latents_cosine"] > 0.999999
     assert table(workspace.plots("validate", "cpu") / "latents.csv") == latents
-    assert (workspace.validation("cpu") / "image-00.png").is_file()
+    picture = workspace.validation("cpu") / "image-00.png"
+    shown = workspace.plots("validate", "cpu") / "images/image-00.png"
+    assert shown.read_bytes() == picture.read_bytes()
 
 
 def test_a_broken_engine_is_reported_and_the_measurements_are_kept(
