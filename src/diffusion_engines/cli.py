@@ -54,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("folder", nargs="?", type=Path, default=Path("release"), help="release/")
     profiles = add("profiles", _profiles, "say which engines of a release this machine takes")
     profiles.add_argument("folder", nargs="?", type=Path, default=Path("release"), help="release/")
+    triton = add("export-triton", _export_triton, "a release as a model repository of Triton")
+    triton.add_argument("release", nargs="?", type=Path, default=Path("release"), help="release/")
+    triton.add_argument(
+        "folder", nargs="?", type=Path, default=Path("release-triton"), help="release-triton/"
+    )
     verify = add("verify", _verify, "hash DVC's cache again, and mend what is damaged")
     verify.add_argument("--all", action="store_true", help="not only what dvc.lock names")
     verify.add_argument("--remote", action="store_true", help="also upload what the remote lacks")
@@ -143,6 +148,15 @@ def _profiles(options: argparse.Namespace) -> None:
     from diffusion_engines.release.listing import print_profiles
 
     print_profiles(options.folder)
+
+
+def _export_triton(options: argparse.Namespace) -> None:
+    from diffusion_engines.release.triton import export_triton
+
+    models, refused = export_triton(options.release, options.folder)
+    print(f"{options.folder}: {', '.join(models)}")
+    for target, reason in refused.items():
+        print(f"{target} is not in it: {reason}")
 
 
 def _verify(options: argparse.Namespace) -> None:
