@@ -59,6 +59,16 @@ def _parser() -> argparse.ArgumentParser:
     triton.add_argument(
         "folder", nargs="?", type=Path, default=Path("release-triton"), help="release-triton/"
     )
+    for name, run, help_, places in (
+        ("export-oci", _export_oci, "a release as an OCI layout", ("release", "release-oci")),
+        ("import-oci", _import_oci, "the release of an OCI layout", ("release-oci", "release")),
+    ):
+        command = add(name, run, help_)
+        for place, folder in zip(("source", "folder"), places, strict=True):
+            command.add_argument(
+                place, nargs="?", type=Path, default=Path(folder), help=f"{folder}/"
+            )
+        command.add_argument("--tag", default="latest", help="of the release in it; latest")
     verify = add("verify", _verify, "hash DVC's cache again, and mend what is damaged")
     verify.add_argument("--all", action="store_true", help="not only what dvc.lock names")
     verify.add_argument("--remote", action="store_true", help="also upload what the remote lacks")
@@ -157,6 +167,18 @@ def _export_triton(options: argparse.Namespace) -> None:
     print(f"{options.folder}: {', '.join(models)}")
     for target, reason in refused.items():
         print(f"{target} is not in it: {reason}")
+
+
+def _export_oci(options: argparse.Namespace) -> None:
+    from diffusion_engines.release.oci import write_layout
+
+    print(f"{options.folder}: {write_layout(options.source, options.folder, options.tag)}")
+
+
+def _import_oci(options: argparse.Namespace) -> None:
+    from diffusion_engines.release.oci import read_layout
+
+    print(f"{options.folder}: {read_layout(options.source, options.folder, options.tag)}")
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from diffusion_engines.families.stable_diffusion import FAMILY
-from diffusion_engines.files import write_json
+from diffusion_engines.files import sha256_of_file, write_json
 from diffusion_engines.layout import Workspace
 from diffusion_engines.machines import this_machine
 from tests.reports import NOT_SCORED, PYTORCH, write_latencies, write_parity
@@ -30,6 +30,12 @@ def workspace(tiny_bundles: Path, tmp_path: Path) -> Workspace:
         subprocess.run(["git", *command], cwd=made.root, check=True)
     measure(made, "cpu")
     return made
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file by its path."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in paths}
 
 
 def measure(workspace: Workspace, target: str, *, gpus: tuple[str, ...] = ()) -> None:
