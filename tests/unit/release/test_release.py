@@ -17,6 +17,7 @@ from diffusers import StableDiffusionPipeline
 
 from diffusion_engines import load_pipeline, manifests
 from diffusion_engines.errors import ConfigError, FingerprintError, IntegrityError
+from diffusion_engines.files import read_json
 from diffusion_engines.layout import Workspace
 from diffusion_engines.manifests import Bundle
 from diffusion_engines.release import choosing
@@ -62,6 +63,17 @@ def test_what_is_proven_is_served_with_its_receipt(
     shown = capsys.readouterr().out
     for part in ("cpu", "onnxruntime", "24 ms, 3 steps", HERE["cpu"], "can be loaded"):
         assert part in shown
+
+
+def test_a_receipt_has_the_hashes_of_the_graph(workspace: Workspace, tmp_path: Path) -> None:
+    folder = workspace.bundle("cpu", "unet")
+    manifest = manifests.read(folder, Bundle)
+    graph = dataclasses.replace(manifest.onnx, files={"model.onnx": manifests.File(3, "c" * 64)})
+    manifests.write(folder, dataclasses.replace(manifest, onnx=graph))
+    measure(workspace, "cpu")
+    publish(workspace, ["cpu"], tmp_path / "release")
+    receipt = read_json(tmp_path / "release/cpu" / RECEIPT)
+    assert receipt["engines"]["unet"]["graph_files"] == {"model.onnx": "c" * 64}
 
 
 def no_validation(workspace: Workspace) -> None:
