@@ -71,6 +71,21 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("folder", nargs="?", type=Path, default=Path("release"), help="release/")
     profiles = add("profiles", _profiles, "say which engines of a release this machine takes")
     profiles.add_argument("folder", nargs="?", type=Path, default=Path("release"), help="release/")
+    triton = add("export-triton", _export_triton, "a release as a model repository of Triton")
+    triton.add_argument("release", nargs="?", type=Path, default=Path("release"), help="release/")
+    triton.add_argument(
+        "folder", nargs="?", type=Path, default=Path("release-triton"), help="release-triton/"
+    )
+    for name, run, help_, places in (
+        ("export-oci", _export_oci, "a release as an OCI layout", ("release", "release-oci")),
+        ("import-oci", _import_oci, "the release of an OCI layout", ("release-oci", "release")),
+    ):
+        command = add(name, run, help_)
+        for place, folder in zip(("source", "folder"), places, strict=True):
+            command.add_argument(
+                place, nargs="?", type=Path, default=Path(folder), help=f"{folder}/"
+            )
+        command.add_argument("--tag", default="latest", help="of the release in it; latest")
     verify = add("verify", _verify, "hash DVC's cache again, and mend what is damaged")
     verify.add_argument("--all", action="store_true", help="not only what dvc.lock names")
     verify.add_argument("--remote", action="store_true", help="also upload what the remote lacks")
@@ -200,6 +215,27 @@ def _profiles(options: argparse.Namespace) -> None:
     from diffusion_engines.release.listing import print_profiles
 
     print_profiles(options.folder)
+
+
+def _export_triton(options: argparse.Namespace) -> None:
+    from diffusion_engines.release.triton import export_triton
+
+    models, refused = export_triton(options.release, options.folder)
+    print(f"{options.folder}: {', '.join(models)}")
+    for target, reason in refused.items():
+        print(f"{target} is not in it: {reason}")
+
+
+def _export_oci(options: argparse.Namespace) -> None:
+    from diffusion_engines.release.oci import write_layout
+
+    print(f"{options.folder}: {write_layout(options.source, options.folder, options.tag)}")
+
+
+def _import_oci(options: argparse.Namespace) -> None:
+    from diffusion_engines.release.oci import read_layout
+
+    print(f"{options.folder}: {read_layout(options.source, options.folder, options.tag)}")
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -13,8 +13,9 @@ from diffusion_engines.results import read_result, write_result
 
 RELEASE = "release.json"
 RECEIPT = "receipt.json"
-# Raise it when a field changes.
+# Raise them when a field changes.
 _VERSION = 1
+_RECEIPT = 2
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,17 @@ class Profile:
 
 @dataclass(frozen=True)
 class Made:
-    """How one engine was made: what its manifest says, for people."""
+    """How one engine was made: what its manifest says, for people.
+
+    ``graph_files`` are the SHA-256 of the files of the graph that it was built from.
+    """
 
     precision: str
     builder: str
     settings: Mapping[str, Any]
     fingerprint: Mapping[str, Any]
     graph: str
+    graph_files: Mapping[str, str]
     opset: int
     repo: str | None
     revision: str | None
@@ -114,7 +119,7 @@ class Release:
 
 def write_receipt(receipt: Receipt, folder: Path) -> str:
     """Write it into a profile's folder; return its SHA-256."""
-    write_result(folder / RECEIPT, receipt, version=_VERSION)
+    write_result(folder / RECEIPT, receipt, version=_RECEIPT)
     return sha256_of_file(folder / RECEIPT)
 
 

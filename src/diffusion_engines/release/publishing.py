@@ -130,6 +130,7 @@ def _made(engine: Bundle, validation: Validation) -> Made:
         settings=engine.settings,
         fingerprint=engine.fingerprint,
         graph=graph.name,
+        graph_files={name: file.sha256 for name, file in graph.files.items()},
         opset=graph.opset,
         repo=graph.repo,
         revision=graph.revision,

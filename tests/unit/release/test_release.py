@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +17,16 @@ from diffusers import StableDiffusionPipeline
 
 from diffusion_engines import load_pipeline, manifests
 from diffusion_engines.errors import ConfigError, FingerprintError, IntegrityError
-from diffusion_engines.families.stable_diffusion import FAMILY
-from diffusion_engines.files import write_json
+from diffusion_engines.files import read_json
 from diffusion_engines.layout import Workspace
-from diffusion_engines.machines import this_machine
 from diffusion_engines.manifests import Bundle
 from diffusion_engines.release import choosing
 from diffusion_engines.release.choosing import consider
 from diffusion_engines.release.listing import print_profiles
 from diffusion_engines.release.profiles import RECEIPT, RELEASE, read_release
 from diffusion_engines.release.publishing import publish
-from tests.reports import NOT_SCORED, PYTORCH, write_latencies, write_parity
-
-COMPONENTS = dict.fromkeys(FAMILY.components, "fp32")
-HERE = this_machine()
-
-
-@pytest.fixture
-def workspace(tiny_bundles: Path, tmp_path: Path) -> Workspace:
-    """A clone with the engines of the target cpu, validated, and timed on this machine."""
-    made = Workspace(tmp_path / "clone")
-    shutil.copytree(tiny_bundles, made.bundles("cpu"))
-    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
-        subprocess.run(["git", *command], cwd=made.root, check=True)
-    measure(made, "cpu")
-    return made
-
-
-def measure(workspace: Workspace, target: str, *, gpus: tuple[str, ...] = ()) -> None:
-    write_parity(workspace, target, COMPONENTS, 1e-6, NOT_SCORED)
-    write_latencies(workspace, target, COMPONENTS, [*gpus], {"fp32": PYTORCH})
-    as_of(workspace, target, HERE | {"gpus": [*gpus]})
-
-
-def as_of(workspace: Workspace, target: str, machine: Mapping[str, Any]) -> None:
-    path = workspace.benchmark(target) / "benchmark.json"
-    write_json(path, json.loads(path.read_text()) | {"machine": dict(machine)})
+from tests.reports import NOT_SCORED, write_parity
+from tests.unit.release.conftest import COMPONENTS, HERE, as_of, measure
 
 
 def of_another_version(folder: Path) -> None:
@@ -90,6 +63,17 @@ def test_what_is_proven_is_served_with_its_receipt(
     shown = capsys.readouterr().out
     for part in ("cpu", "onnxruntime", "24 ms, 3 steps", HERE["cpu"], "can be loaded"):
         assert part in shown
+
+
+def test_a_receipt_has_the_hashes_of_the_graph(workspace: Workspace, tmp_path: Path) -> None:
+    folder = workspace.bundle("cpu", "unet")
+    manifest = manifests.read(folder, Bundle)
+    graph = dataclasses.replace(manifest.onnx, files={"model.onnx": manifests.File(3, "c" * 64)})
+    manifests.write(folder, dataclasses.replace(manifest, onnx=graph))
+    measure(workspace, "cpu")
+    publish(workspace, ["cpu"], tmp_path / "release")
+    receipt = read_json(tmp_path / "release/cpu" / RECEIPT)
+    assert receipt["engines"]["unet"]["graph_files"] == {"model.onnx": "c" * 64}
 
 
 def no_validation(workspace: Workspace) -> None:
