@@ -43,6 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("overrides", nargs="*", help=overrides)
     plan.add_argument("--pull", action="store_true", help="as `dvc repro --pull`: ask the remote")
     plan.add_argument("--json", action="store_true", help="for programs")
+    fleet = add(
+        "fleet", _fleet, "build every target of the fleet that is missing, here or on Slurm"
+    )
+    fleet.add_argument("overrides", nargs="*", help=f"{overrides}; launcher=slurm, jobs=2")
+    fleet.add_argument("--pull", action="store_true", help="as `dvc repro --pull`")
     compose = add("compose", _compose, "compose conf/ into params.yaml")
     compose.add_argument("overrides", nargs="*", help=overrides)
     measure = add("measure", _measure, "time targets on this machine, whose record replaces theirs")
@@ -91,6 +96,12 @@ def _plan(options: argparse.Namespace) -> None:
         print_plan(plan, console())
     if not plan.is_idle:
         sys.exit(TO_DO)
+
+
+def _fleet(options: argparse.Namespace) -> None:
+    from diffusion_engines.fleet.running import run_fleet
+
+    run_fleet(Path.cwd(), options.overrides, pull=options.pull)
 
 
 def _compose(options: argparse.Namespace) -> None:

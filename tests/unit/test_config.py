@@ -19,7 +19,8 @@ from diffusion_engines.tables import check_same
 from tests.composition import ROOT, composed
 
 CONF_FILES = sorted((ROOT / "conf").rglob("*.yaml"))
-NOT_ALONE = ("target", "build")  # these need a package, see below
+# These need a package, see below; and the launcher is composed by itself (tests/unit/fleet/).
+NOT_ALONE = ("target", "build", "launcher")
 OPTIONS = [f for f in CONF_FILES if f.parent.name not in ("conf", *NOT_ALONE)]
 
 
