@@ -167,7 +167,7 @@ class Pretended:
         """Note from now on only."""
         (self.folder / "ran").unlink(missing_ok=True)
 
-    def wait_for(self, stage: str, seconds: float = 60) -> Run:
+    def wait_for(self, stage: str, seconds: float = 240) -> Run:
         """Return a stage once it has begun."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -177,7 +177,7 @@ class Pretended:
         raise AssertionError(f"{stage} has not begun in {seconds} s: {self.runs()}")
 
 
-def make_pretended(folder: Path, *overrides: str) -> Pretended:
+def make_pretended(folder: Path, *overrides: str, fleet: str = FLEET) -> Pretended:
     """Make a clone below a folder, composed with overrides and committed."""
     (folder / "bin").mkdir(parents=True)
     python = folder / "bin/python"
@@ -186,7 +186,7 @@ def make_pretended(folder: Path, *overrides: str) -> Pretended:
     clone = make_clone(folder / "clone")
     for heavy in ("docs", "models/lemon"):
         shutil.rmtree(clone.path / heavy)
-    (clone.path / "conf/fleet/small.yaml").write_text(FLEET)
+    (clone.path / "conf/fleet/small.yaml").write_text(fleet)
     clone.compose(*overrides)
     clone.commit()
     made = Pretended(clone, folder)

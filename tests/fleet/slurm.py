@@ -19,13 +19,14 @@ from pathlib import Path
 from diffusion_engines.processes import death_with_parent
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge")
+# With the folders of daemons, which a user's lacks.
+SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "munged")
 
 
 def why_not() -> str | None:
     """Return why there can be no cluster here; None where there can."""
-    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    if missing := [name for name in PROGRAMS if shutil.which(name, path=path) is None]:
+    if missing := [name for name in PROGRAMS if shutil.which(name, path=SYSTEM_PATH) is None]:
         return f"no {', '.join(missing)}: `apt-get install {' '.join(PACKAGES)}`"
     return "slurmd has to be started as root" if os.geteuid() else None
 
@@ -130,7 +131,7 @@ class Cluster:
         with (self.folder / f"{name}.out").open("ab") as log:
             self.daemons[name] = subprocess.Popen(
                 command,
-                env=os.environ | self.env | {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
+                env=os.environ | self.env | {"PATH": SYSTEM_PATH},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -28,7 +28,6 @@ from diffusion_engines.fleet.tasks import (
     write_record,
 )
 from diffusion_engines.processes import death_with_parent, describe_status
-from diffusion_engines.stage import FAILURES
 
 _BEAT_SECONDS = 2.0
 
@@ -64,6 +63,8 @@ def work(folder: Path) -> None:
 
 def _do(step: Step, task: Task, desk: Desk) -> str:
     """Run a step; return what it failed of, nothing if it did not."""
+    from diffusion_engines.stage import FAILURES  # loads for seconds, in which the beat goes
+
     shutil.rmtree(desk.failures, ignore_errors=True)
     desk.failures.mkdir(parents=True)
     paths = [str(Path(task.folder) / "src"), os.environ.get("PYTHONPATH", "")]
