@@ -24,6 +24,10 @@ params: env ## compose conf/ into params.yaml; ARGS="fleet=rtx40 export.opset=20
 repro: env ## build, validate, benchmark and report the fleet; ARGS="model=sd14 fleet=rtx40"
 	@diffusion-engines repro $(ARGS)
 
+.PHONY: fleet
+fleet: env ## build each target of the fleet that is missing, in parallel or on Slurm; ARGS="jobs=2"
+	@diffusion-engines fleet $(ARGS)
+
 # Its status 2 says that something is to do, which is no error of make's.
 .PHONY: plan
 plan: env ## what `make repro` would run and restore, and why; ARGS="fleet=rtx40 export.opset=20"
@@ -42,15 +46,21 @@ PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
 test: env lint ## every test but for the long ones: about eight minutes on two cores
-	@$(PYTEST) -m "not long and not browser and not gpu and not full" $(TESTS)
+	@$(PYTEST) -m "not long and not browser and not fleet and not gpu and not full" $(TESTS)
 
 .PHONY: test-long
 test-long: env ## the long matrices, and the report in a real browser; TESTS=tests/browser
-	@$(PYTEST) -m "(long or browser) and not gpu and not full" $(TESTS)
+	@$(PYTEST) -m "(long or browser) and not fleet and not gpu and not full" $(TESTS)
 
 .PHONY: test-all
 test-all: env lint ## both of these in one run, which is shorter: they share what takes long to make
-	@$(PYTEST) -m "not gpu and not full" $(TESTS)
+	@$(PYTEST) -m "not fleet and not gpu and not full" $(TESTS)
+
+# Each file has a cluster or a server of its own.
+.PHONY: test-fleet
+test-fleet: env ## a fleet here and on Slurm's virtual nodes: installs Debian's packages, as root
+	@python -m tests.fleet.install
+	@$(PYTEST) -m fleet $(TESTS)
 
 .PHONY: test-full
 test-full: env ## full-size models: up to 24 GB of memory, three quarters of an hour

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from diffusion_engines.ends import one_line_at_the_end
@@ -36,6 +36,15 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
+    for topic in (_add_runs, _add_sweeps, _add_releases, _add_looks):
+        topic(add)
+    return parser
+
+
+Add = Callable[[str, object, str], argparse.ArgumentParser]
+
+
+def _add_runs(add: Add) -> None:
     overrides = "Hydra's overrides, e.g. model=sd14 fleet=rtx40 export.opset=20"
     repro = add("repro", _repro, "compose conf/, run `dvc repro`, and say what came of it")
     repro.add_argument("overrides", nargs="*", help=overrides)
@@ -43,10 +52,19 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("overrides", nargs="*", help=overrides)
     plan.add_argument("--pull", action="store_true", help="as `dvc repro --pull`: ask the remote")
     plan.add_argument("--json", action="store_true", help="for programs")
+    fleet = add(
+        "fleet", _fleet, "build every target of the fleet that is missing, here or on Slurm"
+    )
+    fleet.add_argument("overrides", nargs="*", help=f"{overrides}; launcher=slurm, jobs=2")
+    fleet.add_argument("--pull", action="store_true", help="as `dvc repro --pull`")
     compose = add("compose", _compose, "compose conf/ into params.yaml")
     compose.add_argument("overrides", nargs="*", help=overrides)
     measure = add("measure", _measure, "time targets on this machine, whose record replaces theirs")
     measure.add_argument("targets", nargs="+", metavar="TARGET", help="of the section `measure`")
+    add("merge-lock", _merge_lock, "resolve git's conflict in dvc.lock, stage by stage")
+
+
+def _add_sweeps(add: Add) -> None:
     add("experiments", _experiments, "DVC's experiments: what differs, and the metrics")
     sweep = add("sweep", _sweep, "run the points of a sweep to the end, and say which to keep")
     sweep.add_argument("sweep", metavar="SWEEP", help="a file of conf/sweep/, such as precision")
@@ -65,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         help="an experiment, a revision, or a rule of conf/pick/; pick=fastest",
     )
     pick.add_argument("--sweep", help="of which a rule picks; the one that was run last")
+
+
+def _add_releases(add: Add) -> None:
     check = add("check-bundle", _check_bundle, "say whether bundles can be loaded on this machine")
     check.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a bundle")
     publish = add("publish", _publish, "put the proven engines of the fleet into a release")
@@ -86,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
                 place, nargs="?", type=Path, default=Path(folder), help=f"{folder}/"
             )
         command.add_argument("--tag", default="latest", help="of the release in it; latest")
+
+
+def _add_looks(add: Add) -> None:
     verify = add("verify", _verify, "hash DVC's cache again, and mend what is damaged")
     verify.add_argument("--all", action="store_true", help="not only what dvc.lock names")
     verify.add_argument("--remote", action="store_true", help="also upload what the remote lacks")
@@ -101,8 +125,6 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "folder", nargs="?", type=Path, default=Path("artifacts/doctor"), help="for the page"
     )
-    add("merge-lock", _merge_lock, "resolve git's conflict in dvc.lock, stage by stage")
-    return parser
 
 
 def _repro(options: argparse.Namespace) -> None:
@@ -123,6 +145,12 @@ def _plan(options: argparse.Namespace) -> None:
         print_plan(plan, console())
     if not plan.is_idle:
         sys.exit(TO_DO)
+
+
+def _fleet(options: argparse.Namespace) -> None:
+    from diffusion_engines.fleet.running import run_fleet
+
+    run_fleet(Path.cwd(), options.overrides, pull=options.pull)
 
 
 def _compose(options: argparse.Namespace) -> None:

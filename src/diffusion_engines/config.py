@@ -419,7 +419,8 @@ DERIVED = (
 )
 
 # Folders of conf/ that no composition reads.
-NOT_COMPOSED = ("sweep", "pick")
+LAUNCHER = "launcher"
+NOT_COMPOSED = ("sweep", "pick", LAUNCHER)
 
 # Where the keys of a section are written; those of a fleet and its targets carry names.
 _SECTION_FOLDERS = {
@@ -527,7 +528,7 @@ def _conf_file(section: str, path: list[Any] | None = None) -> str:
 def conf_digest(conf: Path) -> str:
     """Return a short digest of every YAML file that is composed, names and contents.
 
-    Sweeps and rules to pick by (:data:`NOT_COMPOSED`) are not: none of them is in params.yaml.
+    Sweeps, rules to pick by and launchers (:data:`NOT_COMPOSED`) are not: none is in params.yaml.
     """
     digest = hashlib.sha256()
     for path in sorted(conf.rglob("*.yaml")):

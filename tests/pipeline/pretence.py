@@ -91,7 +91,7 @@ def reproduce(
     variables = {"PRETENCE": str(pretence), "PATH": path, "SHELL": "/bin/sh"}
     try:
         with Repo(str(root)) as repo, mock.patch.dict(os.environ, variables), _fast_yaml():
-            writes = _writes(repo, root, other, asked)
+            writes = outputs_of(repo, root, other, asked)
             pretence.write_text(json.dumps({"ran": str(ran), "writes": writes}))
             repo.reproduce(on_error="keep-going", pull=pull)
     except ReproductionError:
@@ -146,8 +146,8 @@ class _Heard(logging.Handler):
             self.done.restored.add(found[1])
 
 
-def _writes(
-    repo: object, root: Path, other: str, asked: Collection[str]
+def outputs_of(
+    repo: object, root: Path, other: str = "", asked: Collection[str] = ()
 ) -> dict[str, dict[str, str]]:
     """Return for each stage the files that it writes, so that all that others need is there."""
     stages = repo.index.stages  # type: ignore[attr-defined]
