@@ -88,6 +88,10 @@ lint: env ## ruff and mypy
 verify: env ## hash DVC's cache again, and mend what is damaged; ARGS="--all --remote"
 	@diffusion-engines verify $(ARGS)
 
+.PHONY: gc
+gc: env ## drop what nobody needs of DVC's cache, after saying what and asking; ARGS="--budget 200GB"
+	@diffusion-engines gc $(ARGS)
+
 .PHONY: audit
 audit: env ## known vulnerabilities of the pinned dependencies, where pip-audit's service answers
 	@python tools/audit.py

@@ -113,6 +113,13 @@ def _add_looks(add: Add) -> None:
     verify = add("verify", _verify, "hash DVC's cache again, and mend what is damaged")
     verify.add_argument("--all", action="store_true", help="not only what dvc.lock names")
     verify.add_argument("--remote", action="store_true", help="also upload what the remote lacks")
+    gc = add("gc", _gc, "drop what nobody needs of DVC's cache, after saying what and asking")
+    gc.add_argument("--remote", action="store_true", help="of the default remote instead")
+    gc.add_argument("--budget", metavar="SIZE", help="200GB: the oldest first, until under it")
+    gc.add_argument("--grace", type=float, metavar="HOURS", help="what is younger stays; 24")
+    gc.add_argument("--yes", action="store_true", help="do not ask")
+    lease = add("lease", _lease, "say beside the cache what this clone needs, so that gc keeps it")
+    lease.add_argument("--remote", action="store_true", help="on the default remote instead")
     diff = add("diff", _diff, "two revisions side by side, and what is more than noise")
     revision = "of git, or `workspace`; REVISION:TARGET compares one target with another"
     diff.add_argument("before", nargs="?", default="HEAD", help=f"{revision}; HEAD")
@@ -272,6 +279,34 @@ def _verify(options: argparse.Namespace) -> None:
     report = verify_cache(Path.cwd(), everything=options.all, remote=options.remote)
     print_report(report)
     sys.exit(bool(report.left or report.remote))
+
+
+def _gc(options: argparse.Namespace) -> None:
+    from diffusion_engines.garbage.asking import agrees, bytes_from_text, print_collection
+    from diffusion_engines.garbage.collecting import GRACE_HOURS, Collection, collect
+
+    budget = None if options.budget is None else bytes_from_text(options.budget)
+    dropped = False
+
+    def decide(found: Collection) -> bool:
+        nonlocal dropped
+        print_collection(found, budget)
+        dropped = options.yes or agrees(found)
+        return dropped
+
+    grace = GRACE_HOURS if options.grace is None else options.grace
+    found = collect(Path.cwd(), decide, remote=options.remote, budget=budget, grace_hours=grace)
+    if not found.drop:
+        print_collection(found, budget)
+    else:
+        print("dropped" if dropped else "nothing was dropped")
+
+
+def _lease(options: argparse.Namespace) -> None:
+    from diffusion_engines.garbage.collecting import renew_lease
+
+    lease = renew_lease(Path.cwd(), remote=options.remote)
+    print(f"{lease.where}: {len(lease.objects)} outputs are needed; lease {lease.clone}")
 
 
 def _diff(options: argparse.Namespace) -> None:
