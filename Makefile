@@ -112,6 +112,10 @@ experiments: env ## the table of experiments: their metrics, and the parameters 
 diff: env ## two revisions side by side, marked where it is more than noise; ARGS="v1 v2"
 	@diffusion-engines diff $(ARGS)
 
+.PHONY: quantize-auto
+quantize-auto: env ## find the layers that can have 8 bits, by measuring; ARGS="unet-int8 --minutes 30"
+	@diffusion-engines quantize-auto $(ARGS)
+
 .PHONY: publish
 publish: env ## put the proven engines of the fleet into a release, from which each machine takes its own
 	@diffusion-engines publish $(ARGS)

@@ -128,6 +128,13 @@ def _add_looks(add: Add) -> None:
     diff.add_argument(
         "--folder", type=Path, default=Path("artifacts/diff"), help="for the page; artifacts/diff"
     )
+    auto = add("quantize-auto", _quantize_auto, "find the layers of a graph that can have 8 bits")
+    auto.add_argument("graph", metavar="GRAPH", help="such as unet-int8")
+    auto.add_argument("--minutes", type=float, default=60, help="then it stops, to be gone on with")
+    auto.add_argument("--rel-l2", type=float, help="stricter than the gates of conf/validate/")
+    auto.add_argument("--depth", type=int, help="levels of modules that tell groups apart")
+    auto.add_argument("--option", help="of conf/quantize/, to be written; the graph's name")
+    auto.add_argument("--base", default="default", help="the option that it changes; default")
     doctor = add("doctor", _doctor, "find out what of TensorRT works on this machine; a page of it")
     doctor.add_argument(
         "folder", nargs="?", type=Path, default=Path("artifacts/doctor"), help="for the page"
@@ -318,6 +325,29 @@ def _diff(options: argparse.Namespace) -> None:
             " ".join((one.target, one.component, one.what)).replace("  ", " ") for one in worse
         )
         sys.exit(f"worse: {', '.join(names)}")
+
+
+def _quantize_auto(options: argparse.Namespace) -> None:
+    from diffusion_engines.lowering.option import curve_table
+    from diffusion_engines.lowering.running import quantize_auto
+
+    path, choice = quantize_auto(
+        Path.cwd(),
+        options.graph,
+        minutes=options.minutes,
+        option=options.option or options.graph,
+        base=options.base,
+        depth=options.depth,
+        rel_l2=options.rel_l2,
+    )
+    print("\n".join(curve_table(choice.found)))
+    print(
+        f"{len(choice.lowered)} of {len(choice.found.alone)} groups can have 8 bits: "
+        f"relative L2 error {choice.built.rel_l2:.2e} (allowed {choice.allowed:.2e}), "
+        f"{choice.built.bytes / 1e6:.1f} MB\n"
+        f"{path.relative_to(Path.cwd())} says so; the figure is in "
+        f"artifacts/quantize-auto/{options.graph}"
+    )
 
 
 def _doctor(options: argparse.Namespace) -> None:

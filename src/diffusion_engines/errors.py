@@ -78,3 +78,7 @@ class ShapeError(DiffusionEnginesError):
 
 class GateError(DiffusionEnginesError):
     """An engine's output differs from the reference by more than its tolerance."""
+
+
+class OutOfTimeError(DiffusionEnginesError):
+    """The time that a search was given is up; it goes on where it stopped when it is run again."""

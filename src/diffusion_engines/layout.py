@@ -63,6 +63,10 @@ class Workspace:
         """What the quantized graph costs in accuracy, per call, e.g. of ``unet-int8``."""
         return self.artifacts / "quantization" / graph
 
+    def quantize_auto(self, graph: str) -> Path:
+        """What was found of the layers of a graph that can have 8 bits: for people, of no stage."""
+        return self.artifacts / "quantize-auto" / graph
+
     def operators(self, graph: str) -> Path:
         """Operator counts before and after simplification."""
         return self.artifacts / "operators" / graph

@@ -33,7 +33,7 @@ from diffusion_engines.onnx.session import feeds_of, lean_options, session_of
 
 INSTALL = "pip install -c constraints.txt -e '.[quantize]'"
 # What has weights to quantize, and the inputs that hold activation and weight.
-_LAYERS = ("Conv", "Gemm", "MatMul")
+LAYERS = ("Conv", "Gemm", "MatMul")
 # What may stand between a DequantizeLinear and the layer that it is for.
 _TRANSPARENT = ("Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze")
 
@@ -108,21 +108,44 @@ def opset_on_disk(path: Path) -> int:
     return opset_of(onnx.load(path, load_external_data=False))
 
 
+def layer_names(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the name of each layer (Conv, Gemm, MatMul) by node: its weight's, as in PyTorch.
+
+    Exporters fold the transposition of a linear layer's weight, which is called ``val_221`` then,
+    and a product of two activations has no weight. Such a layer is named after the module in which
+    it stands, ``network.mid_block.attentions.0.val_221``: that of the last weight before it that
+    kept its name.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    names, module = {}, ""
+    for node in model.graph.node:
+        own = [name for name in node.input if name in weights]
+        if named := [name for name in own if name.count(".") > 1]:
+            module = named[0].rsplit(".", 2)[0]
+        if node.op_type in LAYERS:
+            last = [*own, node.name][0]
+            names[node.name] = named[0] if named else f"{module}.{last}".lstrip(".")
+    return names
+
+
 def kept_nodes(model: onnx.ModelProto, patterns: Sequence[str]) -> list[str]:
     """Return the names of the nodes whose weights match one of the regular expressions.
 
-    Weights are named as in PyTorch, nodes as the exporter likes.
+    Weights are named as in PyTorch (:func:`layer_names`), nodes as the exporter likes.
 
     Raises:
         ConfigError: a pattern matches nothing, so it would keep nothing in high precision.
     """
-    weights = {tensor.name for tensor in model.graph.initializer}
+    weights, layers = {tensor.name for tensor in model.graph.initializer}, layer_names(model)
     found: dict[str, None] = {}
     for pattern in patterns:
         names = [
             node.name
             for node in model.graph.node
-            if any(name in weights and re.search(pattern, name) for name in node.input)
+            if any(
+                re.search(pattern, name)
+                for name in (*weights.intersection(node.input), layers.get(node.name, ""))
+            )
         ]
         if not names:
             raise ConfigError(
@@ -211,9 +234,9 @@ def check_quantized(model: onnx.ModelProto, kept: Sequence[str], name: str) -> L
     others: Counter[str] = Counter()
     halves, broken = [], []
     for node in model.graph.node:
-        if node.op_type not in _LAYERS:
+        if node.op_type not in LAYERS:
             continue
-        activation, weight = (_dequantized(producers, node.input[i]) for i in (0, 1))
+        activation, weight = (dequantized(producers, node.input[i]) for i in (0, 1))
         if weight and activation:
             quantized[node.op_type] += 1
             if node.name in kept:
@@ -238,7 +261,18 @@ def check_quantized(model: onnx.ModelProto, kept: Sequence[str], name: str) -> L
     return Lowered(dict(quantized), dict(others))
 
 
-def _dequantized(producers: dict[str, onnx.NodeProto], name: str) -> bool:
+def quantized_layers(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the layers (Conv, Gemm, MatMul) whose two operands are in 8 bits."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    return {
+        node.name
+        for node in model.graph.node
+        if node.op_type in LAYERS and all(dequantized(producers, node.input[i]) for i in (0, 1))
+    }
+
+
+def dequantized(producers: dict[str, onnx.NodeProto], name: str) -> bool:
+    """Whether a tensor comes out of a DequantizeLinear, as it is or in another shape or dtype."""
     node = producers.get(name)
     while node is not None and node.op_type in _TRANSPARENT:
         node = producers.get(node.input[0])
@@ -300,7 +334,7 @@ def _count_by_type(path: Path) -> Lowered:
     lowered: Counter[str] = Counter()
     kept: Counter[str] = Counter()
     for node in model.graph.node:
-        if node.op_type in _LAYERS:
+        if node.op_type in LAYERS:
             half = types.get(node.output[0]) == onnx.TensorProto.FLOAT16
             (lowered if half else kept)[node.op_type] += 1
     return Lowered(dict(lowered), dict(kept))
