@@ -94,6 +94,10 @@ diff: env ## two revisions side by side, marked where it is more than noise; ARG
 publish: env ## put the proven engines of the fleet into a release, from which each machine takes its own
 	@diffusion-engines publish $(ARGS)
 
+.PHONY: reproduce
+reproduce: env ## build an engine again, of its own commit, and compare; BUNDLE=artifacts/bundles/cpu/unet
+	@diffusion-engines reproduce $(BUNDLE) $(ARGS)
+
 .PHONY: clean
 clean: ## remove what was built; the DVC cache stays
 	git clean -fdXq artifacts .pytest_cache .mypy_cache .ruff_cache
