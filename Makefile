@@ -120,6 +120,10 @@ quantize-auto: env ## find the layers that can have 8 bits, by measuring; ARGS="
 publish: env ## put the proven engines of the fleet into a release, from which each machine takes its own
 	@diffusion-engines publish $(ARGS)
 
+.PHONY: reproduce
+reproduce: env ## build an engine again, of its own commit, and compare; BUNDLE=artifacts/bundles/cpu/unet
+	@diffusion-engines reproduce $(BUNDLE) $(ARGS)
+
 .PHONY: clean
 clean: ## remove what was built; the DVC cache stays
 	git clean -fdXq artifacts .pytest_cache .mypy_cache .ruff_cache

@@ -88,6 +88,11 @@ def _add_sweeps(add: Add) -> None:
 def _add_releases(add: Add) -> None:
     check = add("check-bundle", _check_bundle, "say whether bundles can be loaded on this machine")
     check.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a bundle")
+    again = add("reproduce", _reproduce, "build a bundle again, of its own commit, and compare")
+    again.add_argument("bundle", type=Path, metavar="BUNDLE", help="its folder, also in a release")
+    again.add_argument(
+        "--any-versions", action="store_true", help="also where libraries are of other versions"
+    )
     publish = add("publish", _publish, "put the proven engines of the fleet into a release")
     publish.add_argument("folder", nargs="?", type=Path, default=Path("release"), help="release/")
     profiles = add("profiles", _profiles, "say which engines of a release this machine takes")
@@ -235,6 +240,14 @@ def _check_bundle(options: argparse.Namespace) -> None:
     for folder in options.folders:
         manifest = check_bundle(folder)
         print(f"{folder}: {manifest.name} ({manifest.builder}) can be loaded here")
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from diffusion_engines.reproduction.reproducing import reproduce_bundle
+
+    found = reproduce_bundle(Path.cwd(), options.bundle, any_versions=options.any_versions)
+    if not found.is_same:
+        sys.exit(f"{options.bundle} could not be made again")
 
 
 def _publish(options: argparse.Namespace) -> None:

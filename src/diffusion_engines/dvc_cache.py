@@ -53,3 +53,16 @@ def tree_of(files: Mapping[str, str]) -> Any:
         tree.add(tuple(name.split("/")), None, HashInfo("md5", value))
     tree.digest()
     return tree
+
+
+def tree_of_folder(folder: Path) -> Any:
+    """Return DVC's list of a folder's files, hashed from their bytes."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return tree_of({path.relative_to(folder).as_posix(): md5_of_file(path) for path in files})
+
+
+def md5_of_file(path: Path) -> str:
+    """Return what DVC's cache calls a file, by its bytes."""
+    from dvc_data.hashfile.hash import file_md5
+
+    return file_md5(str(path))

@@ -24,6 +24,7 @@ from diffusion_engines.arguments import hydra_arguments
 from diffusion_engines.config import SECTIONS
 from diffusion_engines.dvc_cache import refuse_links
 from diffusion_engines.ends import error_with_remedy, one_line_at_the_end
+from diffusion_engines.environments import environment_here, write_environment
 from diffusion_engines.errors import ConfigError, DiffusionEnginesError
 from diffusion_engines.failures import (
     Failure,
@@ -133,8 +134,10 @@ def _run(
             with turn(Path(folder) if folder else None, alone=alone) as waited:
                 main(cfg)
             if LOG.steps:
-                write_json(Workspace().log(name, key or None) / "resources.json", LOG.steps)
+                log = Workspace().log(name, key or None)
+                write_json(log / "resources.json", LOG.steps)
                 if dvc_stage:
+                    write_environment(log, environment_here(Path()))
                     seconds = round(_seconds_since_start() - waited, 1)
                     write_run(run_file(dvc_stage, Path()), Run(seconds, reasons))
             if recorded is not None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusion_engines.dvc_cache import tree_of
+from diffusion_engines.dvc_cache import md5_of_file, tree_of_folder
 from diffusion_engines.errors import ConfigError, first_line
 from diffusion_engines.progress import progress
 from diffusion_engines.runs import refuse_during_a_run
@@ -184,13 +184,13 @@ class _Cache:
             self.mend(oid, "missing")
 
     def is_good(self, oid: str) -> bool:
-        return _md5(Path(self.odb.oid_to_path(oid))) == oid.split(".", maxsplit=1)[0]
+        return md5_of_file(Path(self.odb.oid_to_path(oid))) == oid.split(".", maxsplit=1)[0]
 
     def mend(self, oid: str, problem: Literal["damaged", "missing"]) -> None:
         places = self.places.get(oid, [])
         cure = self.from_workspace(oid, places) or (self.from_remote(oid) if places else "")
         for place in places:
-            if place.path.is_file() and _md5(place.path) != oid:
+            if place.path.is_file() and md5_of_file(place.path) != oid:
                 place.path.unlink()  # DVC takes it for whole
             if cure and not place.path.exists():
                 self.checkouts.add(place.out.fs_path)
@@ -202,11 +202,11 @@ class _Cache:
     def from_workspace(self, oid: str, places: list[_Place]) -> str:
         for place in places:
             if _is_folder(oid):
-                tree = _tree_of(place.path) if place.path.is_dir() else None
+                tree = tree_of_folder(place.path) if place.path.is_dir() else None
                 if tree is not None and tree.oid == oid:
                     self.odb.add(tree.path, tree.fs, oid)
                     return "the workspace"
-            elif place.path.is_file() and _md5(place.path) == oid:
+            elif place.path.is_file() and md5_of_file(place.path) == oid:
                 self.odb.add(str(place.path), self.odb.fs, oid)
                 return "the workspace"
         return ""
@@ -276,18 +276,6 @@ class _Cache:
 
     def name(self, path: Path) -> str:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
-
-
-def _tree_of(folder: Path) -> Any:
-    """Return DVC's list of a folder's files, hashed from their bytes."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return tree_of({path.relative_to(folder).as_posix(): _md5(path) for path in files})
-
-
-def _md5(path: Path) -> str:
-    from dvc_data.hashfile.hash import file_md5
-
-    return file_md5(str(path))
 
 
 def _is_folder(oid: str) -> bool:

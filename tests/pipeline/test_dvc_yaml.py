@@ -24,6 +24,7 @@ PLUMBING = {
     "backends/nvidia/__init__.py",
     "backends/targets.py",
     "config.py",
+    "environments.py",
     "errors.py",
     "files.py",
     "layout.py",
