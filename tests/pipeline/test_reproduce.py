@@ -83,8 +83,10 @@ def test_a_recipe_names_commit_commands_and_versions(built: tuple[Clone, Recipe]
         assert (environment.commit, environment.clean) == (head(clone, "HEAD~1"), True)
 
 
-def test_a_later_commit_changes_neither_bundle_nor_recipe(clone: Clone, tmp_path: Path) -> None:
-    before, first = find_recipe(clone.path, clone.path / BUNDLE), head(clone)
+def test_a_later_commit_changes_neither_bundle_nor_recipe(
+    built: tuple[Clone, Recipe], clone: Clone, tmp_path: Path
+) -> None:
+    (_, before), first = built, head(clone)
     clone.edit("README.md", "# diffusion-engines", "# engines")
     clone.commit("readme")
     copy = shutil.copytree(clone.path / BUNDLE, tmp_path / "anywhere")
