@@ -16,7 +16,8 @@ from diffusion_engines.environments import others_here
 from diffusion_engines.errors import ConfigError, IntegrityError
 from diffusion_engines.layout import Workspace
 from diffusion_engines.manifests import Bundle
-from diffusion_engines.reproduction import reproducing
+from diffusion_engines.reproduction import rebuilding, reproducing
+from diffusion_engines.reproduction.differences import differing_files
 from diffusion_engines.reproduction.rebuilding import rebuilt
 from diffusion_engines.reproduction.recipes import Recipe, find_recipe
 from diffusion_engines.reproduction.reproducing import reproduce_bundle
@@ -83,8 +84,10 @@ def test_a_recipe_names_commit_commands_and_versions(built: tuple[Clone, Recipe]
         assert (environment.commit, environment.clean) == (head(clone, "HEAD~1"), True)
 
 
-def test_a_later_commit_changes_neither_bundle_nor_recipe(clone: Clone, tmp_path: Path) -> None:
-    before, first = find_recipe(clone.path, clone.path / BUNDLE), head(clone)
+def test_a_later_commit_changes_neither_bundle_nor_recipe(
+    built: tuple[Clone, Recipe], clone: Clone, tmp_path: Path
+) -> None:
+    (_, before), first = built, head(clone)
     clone.edit("README.md", "# diffusion-engines", "# engines")
     clone.commit("readme")
     copy = shutil.copytree(clone.path / BUNDLE, tmp_path / "anywhere")
@@ -207,6 +210,29 @@ def test_a_commit_that_is_not_what_made_it_is_refused(clone: Clone) -> None:
         "export@unet-fp32: export modified",
         f"simplify@unet-fp32: {path} modified",
     ]
+
+
+def test_weights_come_from_the_remote_by_their_hashes(
+    clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone.run("dvc", "remote", "add", "--local", "-d", "shared", str(tmp_path / "remote"))
+    clone.run("dvc", "push")
+    shutil.rmtree(clone.path / ".dvc/cache")
+    monkeypatch.setattr(rebuilding, "_run", lambda *_: None)
+    recipe = find_recipe(clone.path, clone.path / BUNDLE)
+    assert all(step.environment for step in recipe.steps)
+    with rebuilt(clone.path, recipe) as again:
+        for path in ("artifacts/weights", "artifacts/reference"):
+            assert not differing_files(clone.path / path, again / path)
+        assert not (again / BUNDLE).exists()
+
+    shutil.rmtree(clone.path / ".dvc/cache")
+    shutil.rmtree(tmp_path / "remote")
+    with (
+        pytest.raises(IntegrityError, match="is neither in DVC's cache nor on its remote"),
+        rebuilt(clone.path, recipe),
+    ):
+        pass
 
 
 @long

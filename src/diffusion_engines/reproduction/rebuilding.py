@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from diffusion_engines.errors import BuildError, IntegrityError
+from diffusion_engines.errors import BuildError, IntegrityError, first_line
 from diffusion_engines.processes import death_with_parent, describe_status
 from diffusion_engines.reproduction.recipes import LOCK, Recipe
 from diffusion_engines.yaml_files import PARAMS
@@ -147,9 +147,13 @@ def _fetch(recipe: Recipe, clone: Path) -> None:
                 if name.startswith("timing@"):
                     continue
                 raise IntegrityError(
-                    f"{', '.join(paths)}: what {name} made is neither in DVC's cache nor remote",
-                    expected=", ".join(str(out.get("md5")) for out in entry["outs"]),
-                    found=str(error),
+                    f"what {name} made is neither in DVC's cache nor on its remote",
+                    expected=", ".join(
+                        f"{out['path']} ({out.get('md5')})"
+                        for out in entry["outs"]
+                        if _is_input(out["path"])
+                    ),
+                    found=first_line(error),
                     fix="`dvc fetch` from a remote that has it",
                 ) from error
 

@@ -8,6 +8,7 @@ has the bundle finds it, whatever the folder is called and wherever it was copie
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -26,7 +27,7 @@ from diffusion_engines.environments import (
 from diffusion_engines.errors import ConfigError, IntegrityError
 from diffusion_engines.layout import Workspace
 from diffusion_engines.manifests import Bundle
-from diffusion_engines.plan.reading import parse_yaml_12
+from diffusion_engines.plan.reading import fast_lock, parse_yaml_12
 from diffusion_engines.yaml_files import PARAMS
 
 LOCK = Path("dvc.lock")
@@ -207,16 +208,21 @@ class _Revision:
     root: Path
     commit: str
 
-    def text(self, path: Path) -> str:
+    @functools.cached_property
+    def files(self) -> Any:
         from dvc.api import DVCFileSystem
+
+        return DVCFileSystem(str(self.root), rev=self.commit)
+
+    def text(self, path: Path) -> str:
         from dvc.exceptions import DvcException
 
         try:
             return _committed(self.root, self.commit, path)
         except FileNotFoundError:
-            files: Any = DVCFileSystem(str(self.root), rev=self.commit)
             try:
-                return str(files.read_text(path.as_posix()))
+                with fast_lock():
+                    return str(self.files.read_text(path.as_posix()))
             except DvcException as error:
                 raise FileNotFoundError(path) from error
 

@@ -192,7 +192,8 @@ def print_reproduction(recipe: Recipe, found: Reproduction) -> None:
     print(f"{bundle.name}: made again in {found.seconds:.0f} s")
     if not found.differing:
         size = sum(file.bytes for file in bundle.files.values())
-        print(f"bit-identical: {len(bundle.files)} files, {size / 1e6:,.1f} MB, and the manifest")
+        count = f"{len(bundle.files)} file{'' if len(bundle.files) == 1 else 's'}"
+        print(f"bit-identical: {count}, {size / 1e6:,.1f} MB, and the manifest")
         return
     print(f"not bit-identical: {len(found.differing)} of {len(bundle.files) + 1} files differ")
     for name, lines in found.differing.items():
