@@ -42,15 +42,15 @@ PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
 test: env lint ## every test but for the long ones: about eight minutes on two cores
-	@$(PYTEST) -m "not long and not browser and not gpu and not full" $(TESTS)
+	@$(PYTEST) -m "not long and not browser and not fleet and not gpu and not full" $(TESTS)
 
 .PHONY: test-long
 test-long: env ## the long matrices, and the report in a real browser; TESTS=tests/browser
-	@$(PYTEST) -m "(long or browser) and not gpu and not full" $(TESTS)
+	@$(PYTEST) -m "(long or browser) and not fleet and not gpu and not full" $(TESTS)
 
 .PHONY: test-all
 test-all: env lint ## both of these in one run, which is shorter: they share what takes long to make
-	@$(PYTEST) -m "not gpu and not full" $(TESTS)
+	@$(PYTEST) -m "not fleet and not gpu and not full" $(TESTS)
 
 .PHONY: test-full
 test-full: env ## full-size models: up to 24 GB of memory, three quarters of an hour
@@ -77,6 +77,14 @@ lint: env ## ruff and mypy
 .PHONY: verify
 verify: env ## hash DVC's cache again, and mend what is damaged; ARGS="--all --remote"
 	@diffusion-engines verify $(ARGS)
+
+.PHONY: pull
+pull: env ## restore from the default remote what dvc.lock names, each object hashed
+	@diffusion-engines pull
+
+.PHONY: push
+push: env ## bring to the default remote what it lacks, each object asked for
+	@diffusion-engines push
 
 .PHONY: audit
 audit: env ## known vulnerabilities of the pinned dependencies, where pip-audit's service answers

@@ -57,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     verify = add("verify", _verify, "hash DVC's cache again, and mend what is damaged")
     verify.add_argument("--all", action="store_true", help="not only what dvc.lock names")
     verify.add_argument("--remote", action="store_true", help="also upload what the remote lacks")
+    add("pull", _pull, "restore from the remote what dvc.lock names, each object hashed")
+    add("push", _push, "bring to the remote what it lacks of dvc.lock, each object asked for")
     diff = add("diff", _diff, "two revisions side by side, and what is more than noise")
     revision = "of git, or `workspace`; REVISION:TARGET compares one target with another"
     diff.add_argument("before", nargs="?", default="HEAD", help=f"{revision}; HEAD")
@@ -150,6 +152,21 @@ def _verify(options: argparse.Namespace) -> None:
     report = verify_cache(Path.cwd(), everything=options.all, remote=options.remote)
     print_report(report)
     sys.exit(bool(report.left or report.remote))
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from diffusion_engines.remotes.commands import pull_outputs
+
+    done = pull_outputs(Path.cwd())
+    if done.damaged or done.missing:
+        sys.exit("`make repro` makes again what is missing")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from diffusion_engines.remotes.commands import push_outputs
+
+    if push_outputs(Path.cwd()).missing:
+        sys.exit("`make repro` makes again what is missing; then push again")
 
 
 def _diff(options: argparse.Namespace) -> None:

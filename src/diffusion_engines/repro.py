@@ -25,6 +25,7 @@ from diffusion_engines.layout import Workspace
 from diffusion_engines.machines import MEASURE
 from diffusion_engines.plan.planning import why_stages_run
 from diffusion_engines.processes import death_with_parent
+from diffusion_engines.remotes.commands import fetch_before_run
 from diffusion_engines.runs import composition, only_run
 from diffusion_engines.stage import FAILURES
 from diffusion_engines.why import WHY, write_why
@@ -86,9 +87,10 @@ def _run_and_tell(root: Path, lock: int, stages: Sequence[str], asked: Sequence[
     refuse_links(root)
     started = time.perf_counter()
     env = {WHY: str(root / _WHY), **({MEASURE: ",".join(asked)} if asked else {})}
+    pull = ["--pull"] if fetch_before_run(root) else []
     try:
         write_why(root / _WHY, why_stages_run(root, asked))
-        status, failures = _run_dvc(root, lock, stages, env)
+        status, failures = _run_dvc(root, lock, [*pull, *stages], env)
     except _Stopped as stopped:
         print("\nstopped; `make repro` goes on from what was finished", file=sys.stderr)
         sys.exit(128 + stopped.number)
@@ -102,9 +104,9 @@ def _run_and_tell(root: Path, lock: int, stages: Sequence[str], asked: Sequence[
 
 
 def _run_dvc(
-    root: Path, lock: int, stages: Sequence[str], env: Mapping[str, str]
+    root: Path, lock: int, arguments: Sequence[str], env: Mapping[str, str]
 ) -> tuple[int, list[Failure]]:
-    """Run all of ``stages`` that can be run, all there are where none is named.
+    """Run all stages among ``arguments`` that can be run, all there are where none is named.
 
     Return dvc's exit status and what failed.
 
@@ -119,7 +121,7 @@ def _run_dvc(
     # Its own group, so that a signal from a terminal reaches dvc and its stage once, from here.
     with (
         subprocess.Popen(
-            ["dvc", "repro", "--keep-going", *stages],
+            ["dvc", "repro", "--keep-going", *arguments],
             cwd=root,
             env={**os.environ, FAILURES: str(folder), **env},
             pass_fds=[lock],
