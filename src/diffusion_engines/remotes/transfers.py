@@ -33,7 +33,8 @@ _DAY = 86_400.0
 # Objects that this clone knows to be damaged on the remote, which their size does not tell.
 _DAMAGED = Path(".dvc/tmp/damaged-on-remote.json")
 # s3fs tells of progress once a part; its own 50 MiB would be silence on a slow line.
-_PARTS = {"s3": {"chunksize": 8 * 2**20, "max_concurrency": 4}}
+# One part at a time: servers that store them as they come, such as rclone, wait for the one before.
+_PARTS = {"s3": {"chunksize": 8 * 2**20, "max_concurrency": 1}}
 
 
 @dataclass
