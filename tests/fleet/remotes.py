@@ -1,6 +1,6 @@
-"""What has to hold on each kind of remote; `test_remotes_s3.py` and `test_remotes_ssh.py` run it.
+"""What has to hold on each kind of remote; `test_remotes_ssh.py` runs it on SSH.
 
-They define the fixture `server`. The promises are those of docs/sharing.md.
+Who runs it defines the fixture `server`. The promises are those of docs/sharing.md.
 """
 
 from __future__ import annotations
