@@ -91,6 +91,13 @@ verify: env ## hash DVC's cache again, and mend what is damaged; ARGS="--all --r
 .PHONY: gc
 gc: env ## drop what nobody needs of DVC's cache, after saying what and asking; ARGS="--budget 200GB"
 	@diffusion-engines gc $(ARGS)
+.PHONY: pull
+pull: env ## restore from the default remote what dvc.lock names, each object hashed
+	@diffusion-engines pull
+
+.PHONY: push
+push: env ## bring to the default remote what it lacks, each object asked for
+	@diffusion-engines push
 
 .PHONY: audit
 audit: env ## known vulnerabilities of the pinned dependencies, where pip-audit's service answers

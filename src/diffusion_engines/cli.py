@@ -125,6 +125,8 @@ def _add_looks(add: Add) -> None:
     gc.add_argument("--yes", action="store_true", help="do not ask")
     lease = add("lease", _lease, "say beside the cache what this clone needs, so that gc keeps it")
     lease.add_argument("--remote", action="store_true", help="on the default remote instead")
+    add("pull", _pull, "restore from the remote what dvc.lock names, each object hashed")
+    add("push", _push, "bring to the remote what it lacks of dvc.lock, each object asked for")
     diff = add("diff", _diff, "two revisions side by side, and what is more than noise")
     revision = "of git, or `workspace`; REVISION:TARGET compares one target with another"
     diff.add_argument("before", nargs="?", default="HEAD", help=f"{revision}; HEAD")
@@ -327,6 +329,24 @@ def _lease(options: argparse.Namespace) -> None:
 
     lease = renew_lease(Path.cwd(), remote=options.remote)
     print(f"{lease.where}: {len(lease.objects)} outputs are needed; lease {lease.clone}")
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from diffusion_engines.remotes.commands import pull_outputs
+
+    done = pull_outputs(Path.cwd())
+    if done.damaged or done.missing:
+        sys.exit("`make repro` makes again what is missing")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from diffusion_engines.garbage.collecting import renew_lease
+    from diffusion_engines.remotes.commands import push_outputs
+
+    done = push_outputs(Path.cwd())
+    renew_lease(Path.cwd(), remote=True)  # so that nobody's gc takes it for garbage
+    if done.missing:
+        sys.exit("`make repro` makes again what is missing; then push again")
 
 
 def _diff(options: argparse.Namespace) -> None:

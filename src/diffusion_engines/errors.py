@@ -26,6 +26,10 @@ class DiffusionEnginesError(Exception):
                 lines.append(f"  {label + ':':<10}{indented}")
         super().__init__("\n".join(lines))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return how another process makes it: the arguments are keywords."""
+        return _remade, (type(self), self.problem, self.expected, self.found, self.fix)
+
     @property
     def in_a_line(self) -> str:
         """Return what failed, without the remedy, for a table or a log."""
@@ -33,6 +37,12 @@ class DiffusionEnginesError(Exception):
         if self.expected and self.found:
             parts.append(f"expected {self.expected}, found {self.found}")
         return ": ".join(" ".join(part.split()) for part in parts)
+
+
+def _remade(
+    kind: type[DiffusionEnginesError], problem: str, expected: str, found: str, fix: str
+) -> DiffusionEnginesError:
+    return kind(problem, expected=expected, found=found, fix=fix)
 
 
 def first_line(error: BaseException) -> str:
@@ -82,3 +92,7 @@ class GateError(DiffusionEnginesError):
 
 class OutOfTimeError(DiffusionEnginesError):
     """The time that a search was given is up; it goes on where it stopped when it is run again."""
+
+
+class RemoteError(DiffusionEnginesError):
+    """A DVC remote does not answer, refuses, or is full; what is local is as it was."""

@@ -25,6 +25,7 @@ from diffusion_engines.layout import Workspace
 from diffusion_engines.machines import MEASURE
 from diffusion_engines.plan.planning import why_stages_run
 from diffusion_engines.processes import death_with_parent
+from diffusion_engines.remotes.commands import fetch_before_run
 from diffusion_engines.runs import composition, only_run
 from diffusion_engines.stage import FAILURES
 from diffusion_engines.why import WHY, write_why
@@ -91,7 +92,8 @@ def _run_and_tell(root: Path, lock: int, stages: Sequence[str], asked: Sequence[
         status, failures = 0, list[Failure]()
         if why is not None or stages:
             write_why(root / _WHY, why or {})
-            status, failures = _run_dvc(root, lock, stages, env)
+            pull = ["--pull"] if fetch_before_run(root) else []
+            status, failures = _run_dvc(root, lock, [*pull, *stages], env)
         else:
             print("All is as `dvc repro` would leave it: nothing runs.")
     except _Stopped as stopped:
@@ -107,9 +109,9 @@ def _run_and_tell(root: Path, lock: int, stages: Sequence[str], asked: Sequence[
 
 
 def _run_dvc(
-    root: Path, lock: int, stages: Sequence[str], env: Mapping[str, str]
+    root: Path, lock: int, arguments: Sequence[str], env: Mapping[str, str]
 ) -> tuple[int, list[Failure]]:
-    """Run all of ``stages`` that can be run, all there are where none is named.
+    """Run all stages among ``arguments`` that can be run, all there are where none is named.
 
     Return dvc's exit status and what failed.
 
@@ -124,7 +126,7 @@ def _run_dvc(
     # Its own group, so that a signal from a terminal reaches dvc and its stage once, from here.
     with (
         subprocess.Popen(
-            ["dvc", "repro", "--keep-going", *stages],
+            ["dvc", "repro", "--keep-going", *arguments],
             cwd=root,
             env={**os.environ, FAILURES: str(folder), **env},
             pass_fds=[lock],

@@ -14,7 +14,11 @@ import sys
 from tests.fleet import slurm
 
 # For each server the packages, and the programs by which they are found.
-WANTED = {"Slurm": (slurm.PACKAGES, slurm.PROGRAMS)}
+WANTED = {
+    "Slurm": (slurm.PACKAGES, slurm.PROGRAMS),
+    "OpenSSH": (("openssh-server",), ("sshd",)),
+    "a container registry": (("docker-registry",), ("docker-registry",)),
+}
 
 
 def main() -> None:
