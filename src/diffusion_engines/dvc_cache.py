@@ -39,6 +39,33 @@ def refuse_links(root: Path) -> None:
         )
 
 
+def cache_folder(root: Path) -> Path:
+    """Return where a repository's cache is."""
+    from dvc.config import Config
+
+    folder = Config(dvc_dir=str(root / ".dvc"))["cache"].get("dir")
+    return Path(folder) if folder else root.resolve() / ".dvc" / "cache"
+
+
+def share_cache(root: Path, clone: Path) -> None:
+    """Give a clone on this machine a repository's cache and remotes, as they are set up there.
+
+    Args:
+        root: of the repository.
+        clone: root of the clone, whose ``.dvc/config.local`` is written.
+    """
+    from dvc.config import Config
+
+    ours: Any = Config(dvc_dir=str(root / ".dvc"))
+    with Config(dvc_dir=str(clone / ".dvc")).edit("local") as local:
+        # As read: where a path is relative, to the file that it stands in.
+        for section in ("core", "remote"):
+            local[section] = {**ours[section]}
+        local["cache"] = {**ours["cache"], "dir": str(cache_folder(root))}
+    # It may hold a password.
+    (clone / ".dvc/config.local").chmod(0o600)
+
+
 def tree_of(files: Mapping[str, str]) -> Any:
     """Return DVC's list of a folder's files, under the hash that stands for all of them.
 

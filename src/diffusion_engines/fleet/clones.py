@@ -9,8 +9,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
+from diffusion_engines.dvc_cache import share_cache
 from diffusion_engines.ends import foreign_clone
 from diffusion_engines.errors import IntegrityError
 
@@ -38,21 +38,7 @@ def make_clone(root: Path, folder: Path) -> None:
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, copied, follow_symlinks=False)
     _git(folder, "reset", "--quiet")
-    _share_cache(root, folder)
-
-
-def _share_cache(root: Path, folder: Path) -> None:
-    from dvc.config import Config
-
-    ours: Any = Config(dvc_dir=str(root / ".dvc"))
-    theirs: Any = Config(dvc_dir=str(folder / ".dvc"))
-    with theirs.edit("local") as local:
-        # As read: where a path is relative, to the file that it stands in.
-        for section in ("core", "remote"):
-            local[section] = {**ours[section]}
-        local["cache"]["dir"] = ours["cache"].get("dir") or str((root / ".dvc/cache").resolve())
-    # It may hold a password.
-    (folder / ".dvc/config.local").chmod(0o600)
+    share_cache(root, folder)
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from diffusion_engines.dvc_cache import share_cache
 from diffusion_engines.errors import BuildError, IntegrityError, first_line
 from diffusion_engines.processes import death_with_parent, describe_status
 from diffusion_engines.reproduction.recipes import LOCK, Recipe
@@ -36,10 +37,15 @@ def rebuilt(root: Path, recipe: Recipe) -> Iterator[Path]:
         IntegrityError: the commit is not the code that made the bundle, or its weights are lost.
         BuildError: a stage failed.
     """
+    from dvc.config import Config
+
     with tempfile.TemporaryDirectory(prefix="diffusion-engines-") as scratch:
         clone = Path(scratch) / "clone"
         _check_out(root, recipe, clone)
-        _share_cache(root, clone)
+        share_cache(root, clone)
+        with Config(dvc_dir=str(clone / ".dvc")).edit("local") as local:
+            # Else DVC says after each stage that a person should `git add` what is soon gone.
+            local["core"]["autostage"] = True
         _check_code(recipe, clone)
         _fetch(recipe, clone)
         _run([step.name for step in recipe.steps], clone)
@@ -67,22 +73,6 @@ def _git(*arguments: str) -> None:
             found=done.stderr.strip(),
             fix="`git fetch --unshallow`, or TMPDIR=… for another folder",
         )
-
-
-def _share_cache(root: Path, clone: Path) -> None:
-    """Give the clone the cache and the remotes of the repository, its own settings included."""
-    from dvc.config import Config
-    from dvc.repo import Repo
-
-    with Repo(str(root)) as repo:
-        cache = repo.cache.local_cache_dir
-        remotes = {name: dict(remote) for name, remote in repo.config["remote"].items()}
-        default = repo.config["core"].get("remote")
-    with Config(dvc_dir=str(clone / ".dvc")).edit("local") as local:
-        local["cache"] = {"dir": str(Path(cache).resolve())}
-        local["remote"] = remotes
-        # Else DVC says after each stage that a person should `git add` what is soon gone.
-        local["core"] = {"autostage": True, **({"remote": default} if default else {})}
 
 
 def _check_code(recipe: Recipe, clone: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusion_engines.dvc_cache import share_cache
 from diffusion_engines.errors import ConfigError, DiffusionEnginesError
 from diffusion_engines.files import copy_files
 from diffusion_engines.processes import death_with_parent, tail
@@ -74,8 +75,6 @@ def read_start(root: Path, needed: Iterable[str]) -> Start:
 
 def make_clone(start: Start, folder: Path) -> Path:
     """Make a working copy in ``folder``, which is replaced; return its root."""
-    from dvc.config import Config
-
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     root = start.root.resolve()
@@ -88,20 +87,8 @@ def make_clone(start: Start, folder: Path) -> Path:
         _link(root / name, folder / name)
     if (root / _TIMING).is_dir():
         copy_files(root / _TIMING, folder / _TIMING)
-    cache = dict(Config(dvc_dir=str(root / ".dvc"))["cache"])
-    with Config(dvc_dir=str(folder / ".dvc")).edit("local") as local:
-        local["cache"] = {"dir": str(cache_of(root))}
-        if kinds := cache.get("type"):
-            local["cache"]["type"] = kinds
+    share_cache(root, folder)
     return folder
-
-
-def cache_of(root: Path) -> Path:
-    """Return the folder of DVC's cache."""
-    from dvc.config import Config
-
-    folder = Config(dvc_dir=str(root / ".dvc"))["cache"].get("dir")
-    return Path(folder) if folder else root.resolve() / ".dvc" / "cache"
 
 
 def _link(source: Path, target: Path) -> None:

@@ -26,6 +26,7 @@ import yaml
 
 from diffusion_engines.backends import backend
 from diffusion_engines.backends.targets import target_from_settings
+from diffusion_engines.dvc_cache import cache_folder
 from diffusion_engines.errors import BusyError, DiffusionEnginesError
 from diffusion_engines.failures import read_failures
 from diffusion_engines.layout import Workspace
@@ -34,7 +35,6 @@ from diffusion_engines.processes import death_with_parent, describe_status, tail
 from diffusion_engines.repro import FAILURES_FOLDER, stages_after
 from diffusion_engines.sweeps.clones import (
     Start,
-    cache_of,
     make_clone,
     read_start,
     save_experiment,
@@ -131,7 +131,7 @@ def is_done(result: PointResult | None, point: Point, works: Mapping[str, PointW
 def _check(
     root: Path, name: str, works: Sequence[PointWork], jobs: int, made: Collection[str] = ()
 ) -> Space:
-    cache, copies = cache_of(root), root / _CLONES
+    cache, copies = cache_folder(root), root / _CLONES
     space = space_of(works, jobs, shared=shares_files(cache, copies), made=made)
     check_space(space, cache, copies, f"the sweep {name}")
     return space
