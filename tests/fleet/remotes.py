@@ -1,4 +1,4 @@
-"""What has to hold on each kind of remote; `test_remotes_ssh.py` runs it on SSH.
+"""What has to hold on each kind of remote; `test_remotes_s3.py` and `test_remotes_ssh.py` run it.
 
 Who runs it defines the fixture `server`. The promises are those of docs/sharing.md.
 """
