@@ -104,38 +104,3 @@ def test_a_second_clone_with_the_remote_executes_nothing(clone: Clone, tmp_path:
     assert (second.path / "artifacts/bundles/rtx/unet/engine.plan").is_file()
     assert (second.path / "artifacts/report/index.html").is_file()
     assert not second.run("git", "status", "--porcelain").output.strip()
-
-
-@long
-def test_a_sweep_of_two_points_does_the_common_work_once(clone: Clone) -> None:
-    clone.run("dvc", "exp", "run", "--queue", "-S", "export.opset=18,20")
-    outcome = clone.run("dvc", "exp", "run", "--run-all")
-
-    # opset 18 is the workspace's own state; only 20 has anything to do
-    table = json.loads(clone.run("dvc", "exp", "show", "--json").output)
-    (base,) = [row for row in table if row["rev"] != "workspace"]
-    opsets = {
-        experiment["revs"][0]["data"]["params"]["params.yaml"]["data"]["export"]["opset"]
-        for experiment in base["experiments"]
-    }
-    assert opsets == {18, 20}, outcome.output
-    printed = clone.run("diffusion-engines", "experiments").output.splitlines()
-    header = next(line.split() for line in printed if "experiment" in line)
-    assert header[3] == "export.opset"  # the one parameter that differs
-    assert {"psnr", "unet_rel_l2", "denoiser_ms"} < set(header)
-    assert not any("." in name for name in header[4:])
-    manifests = []
-    for experiment in base["experiments"]:
-        clone.run("dvc", "exp", "apply", experiment["name"])
-        clone.run("dvc", "checkout")
-        manifest = clone.path / "artifacts/bundles/rtx/unet/manifest.json"
-        manifests.append(json.loads(manifest.read_text())["onnx"]["opset"])
-    assert sorted(manifests) == [18, 20]
-    # The run-cache has an entry for each time that a stage really ran.
-    ran = [
-        path.read_text().split("deps:")[0]
-        for path in (clone.path / ".dvc/cache/runs").glob("*/*/*")
-    ]
-    assert sum("stages/download.py" in text for text in ran) == 1
-    assert sum("stages/reference.py" in text for text in ran) == 1
-    assert sum("stages/export.py +graph=unet-fp16" in text for text in ran) == 2

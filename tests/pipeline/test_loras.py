@@ -49,7 +49,8 @@ def clone(fresh: Clone, tiny_weights: Path) -> Clone:
     return fresh
 
 
-@long
+# Four minutes, which CI has not: there a LoRA goes through the DAG with stripped engines.
+@pytest.mark.full
 def test_a_lora_reruns_what_it_changes_and_going_back_restores(
     clone: Clone, tiny_weights: Path
 ) -> None:

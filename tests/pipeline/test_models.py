@@ -69,7 +69,10 @@ def read(path: Path) -> dict:
 
 @pytest.mark.parametrize(
     ("model", "on_gpu"),
-    [("sd21", "text_encoder"), ("sdxl", "text_encoder_2")],
+    [
+        pytest.param("sd21", "text_encoder", marks=pytest.mark.full),  # CI has time for one
+        ("sdxl", "text_encoder_2"),
+    ],
 )
 def test_a_model_whose_configs_lack_what_has_a_default_is_served(
     fresh: Clone, model: str, on_gpu: str
