@@ -300,9 +300,9 @@ class _Fleet:
         if missing:
             what = f"left as it was: it shows all targets, and {some(missing)} is missing"
             self.board.put(REPORT, Row(State.STALE, "", what))
-        elif steps or plan.report:
+        elif steps or plan.renews:
             # Alone: a probe here would look at this machine, and not at the worker's.
-            steps.append(Step("report", ["repro", "--single-item", REPORT]))
+            steps.append(Step("report", ["repro", "--single-item", *plan.results]))
         else:
             self.board.put(REPORT, Row(State.CURRENT))
         if self._has_remote():

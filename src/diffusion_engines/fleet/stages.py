@@ -10,6 +10,8 @@ from diffusion_engines.plan.outcomes import Outcome, StagePlan
 from diffusion_engines.plan.planning import Plan
 
 REPORT = "report"
+# What reads the results of every target.
+OF_RESULTS = ("choose", REPORT)
 # The stages that are looped over engines, and over targets (dvc.yaml).
 OF_ENGINES = ("export_program", "build", "wrap")
 OF_TARGETS = ("probe", "probe_machine", "timing", "pack", "validate", "benchmark", "generate")
@@ -83,26 +85,30 @@ class FleetPlan:
     Attributes:
         shared: the stages that all share, and that do something.
         targets: by name.
-        report: whether the report does something.
+        results: the stages that read every target's results, in DVC's order.
+        renews: whether one of those does something.
     """
 
     shared: Sequence[str]
     targets: Mapping[str, TargetPlan]
-    report: bool
+    results: Sequence[str]
+    renews: bool
 
 
 def fleet_plan(plan: Plan, params: Mapping[str, Any]) -> FleetPlan:
     """Return a plan by whose the stages are."""
-    shared, report = [], False
+    shared, results, idle = [], [], True
     targets: dict[str, list[StagePlan]] = {target: [] for target in params["targets"]}
     for stage, _ in plan.stages:
-        if stage.stage == REPORT:
-            report = stage.outcome is not Outcome.CURRENT
+        if stage.stage.partition("@")[0] in OF_RESULTS:
+            results.append(stage.stage)
+            idle = idle and stage.outcome is Outcome.CURRENT
         elif (target := target_of(stage.stage, params)) is not None:
             targets[target].append(stage)
         elif stage.outcome is not Outcome.CURRENT:
             shared.append(stage.stage)
-    return FleetPlan(shared, {name: TargetPlan(stages) for name, stages in targets.items()}, report)
+    own = {name: TargetPlan(stages) for name, stages in targets.items()}
+    return FleetPlan(shared, own, results, not idle)
 
 
 def _is_timed(stage: str) -> bool:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from diffusion_engines.fleet.stages import OF_ENGINES, OF_TARGETS, TargetPlan, target_of
+from diffusion_engines.fleet.stages import (
+    OF_ENGINES,
+    OF_RESULTS,
+    OF_TARGETS,
+    TargetPlan,
+    target_of,
+)
 from diffusion_engines.plan.outcomes import Outcome, StagePlan
 from diffusion_engines.plan.reasons import Reason
 from tests.conftest import ROOT
@@ -17,7 +23,7 @@ OF_GRAPHS = {"export", "simplify", "quantize"}
 
 def test_every_looped_stage_is_of_a_target_or_of_a_graph() -> None:
     looped = {name for name, stage in STAGES.items() if "foreach" in stage}
-    assert looped == {*OF_ENGINES, *OF_TARGETS, *OF_GRAPHS}
+    assert looped | {"report"} == {*OF_ENGINES, *OF_TARGETS, *OF_RESULTS, *OF_GRAPHS}
 
 
 @pytest.mark.parametrize(
@@ -29,6 +35,7 @@ def test_every_looped_stage_is_of_a_target_or_of_a_graph() -> None:
         ("benchmark@cpu", "cpu"),
         ("export@unet-fp16", None),
         ("download", None),
+        ("choose@cpu", None),
         ("report", None),
     ],
 )

@@ -26,7 +26,8 @@ def workspace(tiny_bundles: Path, tmp_path: Path) -> Workspace:
     """A clone with the engines of the target cpu, validated, and timed on this machine."""
     made = Workspace(tmp_path / "clone")
     shutil.copytree(tiny_bundles, made.bundles("cpu"))
-    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]  # a machine for tests may know of nobody
+    for command in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run(["git", *command], cwd=made.root, check=True)
     measure(made, "cpu")
     return made
