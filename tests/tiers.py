@@ -1,4 +1,7 @@
-"""The two tiers of tests: `make test` has a case of every behaviour, `make test-long` all cases."""
+"""The tiers of tests: `make test` has a case of every behaviour, `make test-long` all cases.
+
+But for those that CI, which runs both, has no time for: `make test-full` has them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import pytest
 
 long = pytest.mark.long
+full = pytest.mark.full
 
 
 def long_but(quick: Collection[Any], cases: Iterable[Any]) -> list[Any]:

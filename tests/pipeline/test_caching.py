@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiers import long
+from tests.tiers import full
 
 from .conftest import Clone
 from .machines import Machine
@@ -33,7 +33,7 @@ def test_a_new_target_with_a_known_precision_only_adds_its_own_stages(clone: Clo
     }
 
 
-@long
+@full
 def test_a_new_measured_target_leaves_the_measured_one_alone(clone: Clone) -> None:
     clone.add_target("other", "cpu", "fp32", measured=True)
 

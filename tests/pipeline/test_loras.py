@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.loras import ATTENTION, write_lora
-from tests.tiers import long
+from tests.tiers import full, long
 
 from .conftest import Clone
 
@@ -50,7 +50,7 @@ def clone(fresh: Clone, tiny_weights: Path) -> Clone:
 
 
 # Four minutes, which CI has not: there a LoRA goes through the DAG with stripped engines.
-@pytest.mark.full
+@full
 def test_a_lora_reruns_what_it_changes_and_going_back_restores(
     clone: Clone, tiny_weights: Path
 ) -> None:
@@ -112,7 +112,7 @@ def test_one_lora_after_another_leaves_none_of_the_first(
         assert manifest(clone, f"weights/{network}") == manifest(alone, f"weights/{network}")
 
 
-@long
+@full
 def test_weights_are_swept_with_the_file_that_dvc_keeps(clone: Clone) -> None:
     clone.run("dvc", "add", "loras/wash.safetensors")
     text = (clone.path / "conf/lora/none.yaml").read_text()

@@ -13,7 +13,7 @@ import pytest
 
 from tests.pipeline.conftest import Clone
 from tests.pipeline.machines import Machine
-from tests.tiers import long
+from tests.tiers import full, long
 from tests.toys import add_backend
 
 pytestmark = pytest.mark.pipeline
@@ -58,9 +58,9 @@ def machine_of_result(clone: Clone, target: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("machine", "variables"),
     [
-        pytest.param(Machine(), WITH_GPU, id="the same", marks=long),
-        pytest.param(Machine(cores=1), WITH_GPU, id="other core count", marks=long),
-        pytest.param(Machine('name="another CPU"'), WITH_GPU, id="other CPU name", marks=long),
+        pytest.param(Machine(), WITH_GPU, id="the same", marks=full),
+        pytest.param(Machine(cores=1), WITH_GPU, id="other core count", marks=full),
+        pytest.param(Machine('name="another CPU"'), WITH_GPU, id="other CPU name", marks=full),
         pytest.param(Machine(), {}, id="no GPU", marks=long),
         pytest.param(Machine(), {"TOY_GPU": "beta"}, id="other GPU model"),
         pytest.param(Machine('name="another CPU"', cores=1), {}, id="a laptop", marks=long),
@@ -101,7 +101,7 @@ def test_a_result_is_not_filed_under_another_machine(second: Clone, tmp_path: Pa
     assert not {"validate@cpu", "benchmark@cpu", "generate@cpu"} & asked.built
 
 
-@long
+@full
 def test_measuring_the_same_machine_again_measures(shared: Clone, tmp_path: Path) -> None:
     clone = shared.copy(tmp_path / "again")
     before = record(clone, "toy")

@@ -25,6 +25,7 @@ from tests.models import (
     reduce_architecture,
 )
 from tests.pipeline.conftest import Clone
+from tests.tiers import full
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.long]
 
@@ -70,7 +71,7 @@ def read(path: Path) -> dict:
 @pytest.mark.parametrize(
     ("model", "on_gpu"),
     [
-        pytest.param("sd21", "text_encoder", marks=pytest.mark.full),  # CI has time for one
+        pytest.param("sd21", "text_encoder", marks=full),  # CI has time for one
         ("sdxl", "text_encoder_2"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from diffusion_engines import manifests
 from tests.doubles.launcher import install
 from tests.loras import ATTENTION, write_lora
-from tests.tiers import long
+from tests.tiers import full, long
 
 from .conftest import environment, make_clone
 
@@ -67,7 +67,7 @@ def a10(tmp_path: Path) -> dict[str, str]:
     return machine_with(tmp_path, "NVIDIA A10", "8.6")
 
 
-@long
+@full
 def test_timing_caches_and_records_outlive_the_machine(tmp_path: Path, a10: dict[str, str]) -> None:
     clone = make_clone(tmp_path / "clone")
     (clone.path / "conf/fleet/small.yaml").write_text(FLEET)
