@@ -7,15 +7,37 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from diffusion_engines.errors import BuildError
 
+Handler = Callable[[int, FrameType | None], object]
+
 _TAIL_LINES = 25
 # 128 + n is how shells and launchers report a program that signal n ended
 _SHELL_SIGNAL = 128
+
+
+@contextmanager
+def signal_handlers(handlers: Mapping[int, Handler]) -> Iterator[None]:
+    """Within it, signals are handled so; what is ignored stays ignored.
+
+    A shell's background jobs have no Ctrl-C.
+    """
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in handlers.items()
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_logged(

@@ -24,7 +24,7 @@ from diffusion_engines.files import read_json
 from diffusion_engines.layout import Workspace
 from diffusion_engines.machines import MEASURE
 from diffusion_engines.plan.planning import why_stages_run
-from diffusion_engines.processes import death_with_parent
+from diffusion_engines.processes import death_with_parent, signal_handlers
 from diffusion_engines.remotes.commands import fetch_before_run
 from diffusion_engines.runs import composition, only_run
 from diffusion_engines.stage import FAILURES
@@ -162,31 +162,22 @@ def _signals_for(process: subprocess.Popen[bytes]) -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGSTOP)
         os.killpg(process.pid, signal.SIGCONT)
 
-    handlers = {signal.SIGINT: end, signal.SIGTERM: end, signal.SIGTSTP: suspend}
-    # What is ignored stays ignored: a shell's background jobs have no Ctrl-C.
-    before = {
-        number: signal.signal(number, handler)
-        for number, handler in handlers.items()
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield
-    except _Stopped as stopped:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, stopped.number)
-        # dvc ignores SIGINT while a stage runs, and would go on with the next one.
-        while True:
-            try:
-                process.wait(_SECONDS_BETWEEN_SIGNALS)
-                break
-            except subprocess.TimeoutExpired:
-                process.send_signal(stopped.number)
-            except _Stopped:  # a second time: now
-                process.kill()
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with signal_handlers({signal.SIGINT: end, signal.SIGTERM: end, signal.SIGTSTP: suspend}):
+        try:
+            yield
+        except _Stopped as stopped:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, stopped.number)
+            # dvc ignores SIGINT while a stage runs, and would go on with the next one.
+            while True:
+                try:
+                    process.wait(_SECONDS_BETWEEN_SIGNALS)
+                    break
+                except subprocess.TimeoutExpired:
+                    process.send_signal(stopped.number)
+                except _Stopped:  # a second time: now
+                    process.kill()
+            raise
 
 
 def stages_after(stages: Iterable[str], root: Path) -> set[str]:

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,29 @@ def only_run(root: Path) -> Iterator[int]:
     Raises:
         BusyError: another run holds it.
     """
-    path = root / _LOCK
+    with held(root / _LOCK, lambda pid: _busy(root, pid, "make repro")) as lock:
+        yield lock
+
+
+@contextmanager
+def held(path: Path, busy: Callable[[int | None], BusyError]) -> Iterator[int]:
+    """Hold a lock, in a file with this process's pid; yield its file descriptor.
+
+    The kernel releases it with the process, however that ends.
+
+    Args:
+        path: of the file.
+        busy: makes the error, of the pid that holds the lock; None: it is not known.
+
+    Raises:
+        BusyError: another process holds it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise _busy(root, _pid_in(path), "make repro") from error
+            raise busy(_pid_in(path)) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -75,7 +91,7 @@ def refuse_during_a_run(root: Path) -> None:
         BusyError: a `make repro` other than this process, or a stage under DVC, runs.
     """
     path = root / _LOCK
-    if (pid := _pid_in(path)) != os.getpid() and _is_locked(path):
+    if (pid := _pid_in(path)) != os.getpid() and is_locked(path):
         raise _busy(root, pid, "make repro")
     for pid, command in dvc_processes(root).items():
         if pid != os.getpid() and _is_alive(pid):
@@ -127,7 +143,8 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock: the kernel says so, and no file."""
     try:
         with path.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

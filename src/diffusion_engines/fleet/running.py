@@ -35,7 +35,7 @@ from diffusion_engines.fleet.slurm import SlurmLauncher, cancel_left_over
 from diffusion_engines.fleet.stages import REPORT, FleetPlan, TargetPlan, fleet_plan
 from diffusion_engines.fleet.tasks import Desk, Record, Step, Task, read_record, write_task
 from diffusion_engines.plan.planning import plan_run
-from diffusion_engines.processes import tail
+from diffusion_engines.processes import signal_handlers, tail
 from diffusion_engines.repro import stages_after
 from diffusion_engines.runs import composition, only_run
 from diffusion_engines.wording import some
@@ -96,17 +96,8 @@ def _stop_signals() -> Iterator[_Stop]:
     def note(number: int, frame: FrameType | None) -> None:
         stop.number = number
 
-    # What is ignored stays ignored: a shell's background jobs have no Ctrl-C.
-    before = {
-        number: signal.signal(number, note)
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
+    with signal_handlers({signal.SIGINT: note, signal.SIGTERM: note}):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass

@@ -7,7 +7,6 @@ same command goes on: DVC's cache has every stage that ended.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -31,8 +30,9 @@ from diffusion_engines.errors import BusyError, DiffusionEnginesError
 from diffusion_engines.failures import read_failures
 from diffusion_engines.layout import Workspace
 from diffusion_engines.machines import check_record, keep_or_write_record
-from diffusion_engines.processes import death_with_parent, describe_status, tail
+from diffusion_engines.processes import death_with_parent, describe_status, signal_handlers, tail
 from diffusion_engines.repro import FAILURES_FOLDER, stages_after
+from diffusion_engines.runs import held, is_locked
 from diffusion_engines.sweeps.clones import (
     Start,
     make_clone,
@@ -264,35 +264,21 @@ def _clones(start: Start, folder: Path, count: int) -> Iterator[list[Path]]:
 
 @contextmanager
 def _only_sweep(root: Path) -> Iterator[None]:
-    path = root / _LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise BusyError(
-                "another sweep runs in this repository",
-                expected="one at a time",
-                found=f"process {lock.read() or 'unknown'}",
-                fix="wait for it; its points are in `make experiments`",
-            ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+    def busy(pid: int | None) -> BusyError:
+        return BusyError(
+            "another sweep runs in this repository",
+            expected="one at a time",
+            found=f"process {pid or 'unknown'}",
+            fix="wait for it; its points are in `make experiments`",
+        )
+
+    with held(root / _LOCK, busy):
         yield
 
 
 def is_swept(root: Path) -> bool:
     """Whether a sweep runs in this repository now: the kernel says so, and no file."""
-    try:
-        with (root / _LOCK).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return is_locked(root / _LOCK)
 
 
 class Stopped(BaseException):
@@ -323,19 +309,11 @@ def _stopping(state: _State) -> Iterator[None]:
         for process in processes:
             process.send_signal(signal.SIGCONT)
 
-    handlers = {signal.SIGINT: end, signal.SIGTERM: end, signal.SIGTSTP: suspend}
-    # What is ignored stays ignored: a shell's background jobs have no Ctrl-C.
-    before = {
-        number: signal.signal(number, handler)
-        for number, handler in handlers.items()
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        _end([run.process for run in state.running.values()])
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with signal_handlers({signal.SIGINT: end, signal.SIGTERM: end, signal.SIGTSTP: suspend}):
+        try:
+            yield
+        finally:
+            _end([run.process for run in state.running.values()])
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
