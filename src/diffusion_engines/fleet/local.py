@@ -78,7 +78,8 @@ def _start(desk: Desk) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             process_group=0,
-            preexec_fn=death_with_parent(),  # noqa: PLW1509 - no threads here
+            # A live table has a thread; libc is loaded before the fork, and nothing else is called.
+            preexec_fn=death_with_parent(),  # noqa: PLW1509
         )
 
 
